@@ -1,0 +1,31 @@
+# make serve   build and run a mirror with the built-in defaults on localhost:3000
+# make test    everything that a change must pass
+# make real    the same promises against the real public Go module proxy and sum.golang.org
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# What the go toolchain itself would use when nobody sets anything. The mirror's default upstream is linked in from here.
+DEFAULT_UPSTREAM := $(shell env -u GOPROXY GOENV=off go env GOPROXY)
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
+
+.PHONY: serve build test check unit real clean
+
+serve: build
+	./bin/modmirror serve
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror
+
+test: check build unit
+
+check:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+unit:
+	go test -race -timeout 20m ./...
+
+clean:
+	rm -rf bin
