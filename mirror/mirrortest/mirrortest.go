@@ -54,6 +54,7 @@ type Upstream struct {
 	mounts   map[string]http.Handler
 	faults   faults
 	log      []Request
+	arrived  chan struct{} // closed and replaced when a request is logged
 	server   *httptest.Server
 }
 
@@ -73,7 +74,7 @@ func (r *release) data(k artifact.Kind) []byte { return r.artifacts[k-artifact.I
 
 // New returns an upstream that knows no modules.
 func New() *Upstream {
-	return &Upstream{projects: make(map[string]*project), mounts: make(map[string]http.Handler)}
+	return &Upstream{projects: make(map[string]*project), mounts: make(map[string]http.Handler), arrived: make(chan struct{})}
 }
 
 // URL starts the upstream on a loopback port, if it is not started yet, and returns its address.

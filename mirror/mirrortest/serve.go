@@ -3,6 +3,7 @@ package mirrortest
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"fmt"
 	"net/http"
 	"path"
@@ -43,6 +44,23 @@ func (u *Upstream) Count(urlPath string) int {
 	return n
 }
 
+// Await blocks until there were n requests for exactly this URL path, or ctx ends.
+func (u *Upstream) Await(ctx context.Context, urlPath string, n int) error {
+	for {
+		u.mu.Lock()
+		arrived := u.arrived
+		u.mu.Unlock()
+		if u.Count(urlPath) >= n {
+			return nil
+		}
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d requests for %s arrived: %w", u.Count(urlPath), n, urlPath, context.Cause(ctx))
+		}
+	}
+}
+
 // Reset forgets the requests.
 func (u *Upstream) Reset() {
 	u.mu.Lock()
@@ -67,6 +85,8 @@ func (u *Upstream) Mount(prefix string, h http.Handler) {
 func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.mu.Lock()
 	u.log = append(u.log, Request{r.Method, r.URL.Path, r.URL.RawQuery, r.Host, r.Header.Clone()})
+	close(u.arrived)
+	u.arrived = make(chan struct{})
 	h := u.route(r.URL.Path)
 	u.mu.Unlock()
 	h(w, r)
@@ -208,6 +228,9 @@ func (f fault) send(w http.ResponseWriter, r *http.Request, b []byte, release <-
 		if fl, ok := w.(http.Flusher); ok {
 			fl.Flush()
 		}
+	}
+	if f.unsized {
+		flush() // net/http knows the length of a short body by itself
 	}
 	switch {
 	case f.stall && f.stallAt < 0:
