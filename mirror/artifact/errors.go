@@ -24,6 +24,10 @@ var (
 	// ErrPolicy means that this mirror is configured not to serve the module.
 	ErrPolicy = errors.New("refused by policy")
 
+	// ErrDamaged means that bytes which this node stored are no longer what they were: the wrong size or digest, or the
+	// disk cannot read them. They exist, so this is never a 404; the right ones are at another node or upstream.
+	ErrDamaged = errors.New("stored bytes are damaged")
+
 	// ErrStale means that a compare-and-set lost against another one: read again and retry.
 	ErrStale = errors.New("stale")
 )

@@ -1,0 +1,58 @@
+package artifact
+
+import (
+	"io"
+	"os"
+)
+
+// disk is every way in which a Store changes its directory, so that tests can put one in its place that loses power,
+// runs full or lies. Names are relative to the data directory and slash-separated.
+type disk interface {
+	Create(name string) (file, error) // a new file, never an existing one
+	Rename(oldname, newname string) error
+	Remove(name string) error
+	Mkdir(name string) error   // like mkdir -p
+	SyncDir(name string) error // returns once the names in the directory are durable
+}
+
+// file is an open file of a disk.
+type file interface {
+	io.Writer
+	io.ReaderAt
+	Sync() error
+	Close() error
+}
+
+// What a Store creates is for the user it runs as: zips of private modules are somebody's source code, and the default
+// group of an account is shared with other people on some systems. A backup runs as that user, or as root.
+const (
+	filePerm = 0o600
+	dirPerm  = 0o700
+)
+
+// rootDisk is the real disk. Nothing that it is asked can leave the directory, not even through a symbolic link.
+type rootDisk struct{ root *os.Root }
+
+func (d rootDisk) Create(name string) (file, error) {
+	f, err := d.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, filePerm)
+	if err != nil {
+		return nil, err // not a file that holds a nil *os.File
+	}
+	return f, nil
+}
+
+func (d rootDisk) Rename(oldname, newname string) error { return d.root.Rename(oldname, newname) }
+func (d rootDisk) Remove(name string) error             { return d.root.Remove(name) }
+func (d rootDisk) Mkdir(name string) error              { return d.root.MkdirAll(name, dirPerm) }
+
+func (d rootDisk) SyncDir(name string) error {
+	f, err := d.root.Open(name)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

@@ -1,0 +1,149 @@
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path/filepath"
+)
+
+// Draft is bytes on their way into a [Store]: a temporary file (a [ZipFile]) that hashes what is written to it and takes no more than
+// its limit. It belongs to one goroutine; only ReadAt may be called by several, between writing and the end.
+// Every draft ends with Commit, Quarantine or Discard:
+//
+//	d, err := store.Create(artifact.MaxZip)
+//	if err != nil {
+//		return err
+//	}
+//	defer d.Discard()
+//	if _, err := io.Copy(d, body); err != nil {
+//		return err
+//	}
+//	// check d.Ref, and the bytes through d.ReadAt
+//	ref, err := d.Commit()
+type Draft struct {
+	s     *Store
+	name  string // in the store; "" once there is nothing to remove
+	f     file   // nil once closed
+	hash  hash.Hash
+	size  int64
+	limit int64
+	err   error // the first failed write; a draft with a hole must not be committed
+}
+
+// Write appends p. Once the limit would be passed, or a write has failed, it fails for good: with [ErrRefused] for the
+// limit, with [ErrUnavailable] for a disk that is full or faulty.
+func (d *Draft) Write(p []byte) (int, error) {
+	if d.f == nil {
+		return 0, d.closed("write")
+	}
+	if d.err != nil {
+		return 0, d.err
+	}
+	if int64(len(p)) > d.limit-d.size {
+		d.err = fmt.Errorf("more than the limit of %d bytes: %w", d.limit, ErrRefused)
+		return 0, d.err
+	}
+	n, err := d.f.Write(p)
+	d.hash.Write(p[:n])
+	d.size += int64(n)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		d.err = d.s.fault(fmt.Sprintf("need up to %d bytes, wrote %d", d.limit, d.size), err)
+		return n, d.err
+	}
+	return n, nil
+}
+
+// ReadAt reads what was written.
+func (d *Draft) ReadAt(p []byte, off int64) (int, error) {
+	if d.f == nil {
+		return 0, d.closed("read")
+	}
+	return d.f.ReadAt(p, off)
+}
+
+// Size returns the number of bytes written.
+func (d *Draft) Size() int64 { return d.size }
+
+// Ref returns the digest and size of what was written so far.
+func (d *Draft) Ref() Ref { return Ref{Digest: Digest(d.hash.Sum(nil)), Size: d.size} }
+
+// Name returns the name of the temporary file, for software that wants one; [CheckZip] does.
+func (d *Draft) Name() string { return filepath.Join(d.s.dir, filepath.FromSlash(d.name)) }
+
+// Commit makes the bytes durable under their digest and ends the draft, also if it fails. The bytes are on the disk
+// when it returns: the file is fsynced, read back and compared, renamed, and the directory is fsynced. If the store has
+// the bytes already, they stay untouched. An error matches [ErrUnavailable], or is that of an earlier Write.
+func (d *Draft) Commit() (Ref, error) {
+	defer d.Discard()
+	if d.f == nil {
+		return Ref{}, d.closed("commit")
+	}
+	if d.err != nil {
+		return Ref{}, d.err
+	}
+	if err := d.s.Err(); err != nil {
+		return Ref{}, err
+	}
+	ref := d.Ref()
+	if !d.s.Has(ref) {
+		if err := d.settle(ref); err != nil {
+			return Ref{}, err
+		}
+	}
+	// Also for a blob that was there: the commit that made it may not have come so far yet.
+	name := blobName(ref.Digest)
+	if err := d.s.disk.SyncDir(name[:len(name)-len("/")-2*len(ref.Digest)]); err != nil {
+		// Not even a full disk is forgiven here: the name is in place, and the next fsync may pass without it.
+		return Ref{}, d.s.latch("fsync the directory of a blob", err)
+	}
+	return ref, nil
+}
+
+// settle makes the draft's bytes durable and gives them their name.
+func (d *Draft) settle(ref Ref) error {
+	if err := d.f.Sync(); err != nil {
+		return d.s.fault(fmt.Sprintf("fsync %d bytes", ref.Size), err)
+	}
+	got, err := digestAll(context.Background(), io.NewSectionReader(d.f, 0, ref.Size+1))
+	if err == nil && got != ref {
+		err = fmt.Errorf("wrote %v, read %v", ref, got)
+	}
+	if err != nil {
+		return d.s.fault("read a draft back", err)
+	}
+	d.s.renaming.Lock()
+	defer d.s.renaming.Unlock()
+	if d.s.Has(ref) {
+		return nil
+	}
+	if err := d.s.disk.Rename(d.name, blobName(ref.Digest)); err != nil {
+		return d.s.fault("rename a draft", err)
+	}
+	d.name = ""
+	return nil
+}
+
+// Discard drops the draft. It does nothing after Commit, Quarantine or an earlier Discard.
+func (d *Draft) Discard() {
+	if d.f == nil {
+		return
+	}
+	_ = d.f.Close() // what mattered of it was fsynced
+	d.f = nil
+	if d.name != "" {
+		_ = d.s.disk.Remove(d.name) // or the next Sweep does
+		d.name = ""
+	}
+}
+
+// closed returns the error for a draft that has ended.
+func (d *Draft) closed(what string) error {
+	return fmt.Errorf("%s a draft that has ended: %w", what, errors.Join(fs.ErrClosed, ErrUnavailable))
+}

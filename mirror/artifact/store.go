@@ -1,0 +1,302 @@
+package artifact
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Store keeps bytes in a directory by their digest, durable once stored:
+//
+//	blobs/sha256/ab/ab01…  the bytes with the SHA-256 ab01… (64 digits); written once, never changed
+//	tmp/draft-…            bytes on their way in; swept when the store is opened
+//	quarantine/            bytes that failed a check, and why; see [Draft.Quarantine]
+//
+// Bytes come in through a [Draft] and nowhere else. What is true if the process dies, or the power fails:
+//
+//	while the draft is written    a leftover in tmp/, which the next OpenStore removes
+//	after the fsync of the file   the same
+//	after the rename              the blob is there and complete, or (power lost) there is nothing
+//	after Commit returned         the blob is there and complete
+//
+// A name under blobs/ therefore always has all its bytes, and nothing has to be repaired. Bytes that changed later are
+// found by size at every Open, by digest with Verify, and match [ErrDamaged]; whoever has the right bytes elsewhere
+// calls Remove and commits them again.
+//
+// After the first failed write, fsync, rename or read-back the store writes nothing more until it is opened again
+// ([Store.Err] says why): the kernel reports a failed fsync once and may let the next one pass although the bytes are
+// lost. Reading goes on. A full disk is not such a fault: it fails one draft, with [ErrUnavailable], and the next one
+// succeeds once there is space.
+//
+// A Store is safe for concurrent use, by one process: who opens it holds the data directory's lock. How many drafts
+// are open at a time is the caller's business; each may take as many bytes of disk as its limit says.
+type Store struct {
+	dir  string
+	root *os.Root
+	disk disk
+
+	renaming sync.Mutex // held from the look whether a blob exists to the rename that makes it
+
+	mu     sync.Mutex
+	failed error // guarded by mu; the first fault, which ends writing
+
+	quarantine shelf
+}
+
+const (
+	blobDir       = "blobs/sha256"
+	tmpDir        = "tmp"
+	quarantineDir = "quarantine"
+	draftPrefix   = tmpDir + "/draft-"
+)
+
+// OpenStore opens the store in the data directory dir, and makes what is missing of it. It removes the drafts that an
+// earlier process left behind, so the caller must hold the directory's lock.
+func OpenStore(dir string) (*Store, error) {
+	return openStore(dir, func(root *os.Root) disk { return rootDisk{root} })
+}
+
+func openStore(dir string, on func(*os.Root) disk) (*Store, error) {
+	dir, err := filepath.Abs(dir) // the names of files stay right if somebody changes the working directory
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := os.MkdirAll(dir, dirPerm); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{dir: dir, root: root, disk: on(root)}
+	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
+	if err := s.prepare(); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// prepare makes the directories, all of them, so that a commit has only one directory to fsync: a subdirectory made by
+// a concurrent commit could still be lost after this one said that all is durable.
+func (s *Store) prepare() error {
+	for _, name := range []string{blobDir, tmpDir, quarantineDir} {
+		if err := s.disk.Mkdir(name); err != nil {
+			return err
+		}
+	}
+	for i := range 256 {
+		if err := s.disk.Mkdir(fmt.Sprintf("%s/%02x", blobDir, i)); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{blobDir, "blobs", "."} {
+		if err := s.disk.SyncDir(name); err != nil {
+			return err
+		}
+	}
+	return s.Sweep()
+}
+
+// Sweep removes the drafts of an earlier process. OpenStore calls it; nobody else does while drafts are open.
+func (s *Store) Sweep() error {
+	names, err := s.names(tmpDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name = tmpDir + "/" + name; strings.HasPrefix(name, draftPrefix) {
+			if err := s.disk.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return s.quarantine.sweep()
+}
+
+// Close closes the store. Drafts that are still open can be discarded, not committed.
+func (s *Store) Close() error { return s.root.Close() }
+
+// Err returns the fault that ended writing, or nil while the store takes drafts. It matches [ErrUnavailable].
+func (s *Store) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// fault turns the error of a write into the error for the caller, and ends writing unless the disk is merely full.
+// It hides err's identity: a missing directory must not look like a missing artifact.
+func (s *Store) fault(what string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("no space: %s: %v: %w", what, err, ErrUnavailable)
+	}
+	if errors.Is(err, fs.ErrClosed) {
+		return fmt.Errorf("%s: the store is closed: %w", what, ErrUnavailable)
+	}
+	return s.latch(what, err)
+}
+
+// latch ends writing and returns the reason, which is the first one.
+func (s *Store) latch(what string, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("the store %s stopped writing: %s: %v: %w", s.dir, what, err, ErrUnavailable)
+	}
+	return s.failed
+}
+
+// Create starts a draft of at most limit bytes.
+func (s *Store) Create(limit int64) (*Draft, error) {
+	if err := s.Err(); err != nil {
+		return nil, err
+	}
+	name := draftPrefix + strings.ToLower(rand.Text())
+	f, err := s.disk.Create(name)
+	if err != nil {
+		return nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, read-only: nothing is lost
+	}
+	return &Draft{s: s, name: name, f: f, hash: sha256.New(), limit: limit}, nil
+}
+
+// blobName returns the address of d.
+func blobName(d Digest) string {
+	h := d.String()
+	return blobDir + "/" + h[:2] + "/" + h
+}
+
+// Has reports whether r is stored, with the right size.
+func (s *Store) Has(r Ref) bool {
+	fi, err := s.root.Lstat(blobName(r.Digest))
+	return err == nil && fi.Mode().IsRegular() && fi.Size() == r.Size
+}
+
+// Open opens the bytes of r for reading. The error matches [fs.ErrNotExist] if they are not here, and [ErrDamaged] if
+// something else is here in their place. The caller closes the file.
+func (s *Store) Open(r Ref) (*os.File, error) {
+	name := blobName(r.Digest)
+	fi, err := s.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open %v: %w", r, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %v: %v: %w", r, err, ErrUnavailable)
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("open %v: %v in its place: %w", r, fi.Mode().Type(), ErrDamaged)
+	}
+	if fi.Size() != r.Size {
+		return nil, fmt.Errorf("open %v: the file has %d bytes: %w", r, fi.Size(), ErrDamaged)
+	}
+	f, err := s.root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open %v: %w", r, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %v: %v: %w", r, err, ErrUnavailable)
+	}
+	return f, nil
+}
+
+// Verify reads the bytes of r and reports whether they still have their digest. Bytes that do not, and bytes that the
+// disk cannot read, match [ErrDamaged]; missing ones match [fs.ErrNotExist].
+func (s *Store) Verify(ctx context.Context, r Ref) error {
+	f, err := s.Open(r)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got, err := digestAll(ctx, f)
+	if ctx.Err() != nil {
+		return fmt.Errorf("verify %v: %w", r, context.Cause(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("verify %v: %v: %w", r, err, ErrDamaged)
+	}
+	if got != r {
+		return fmt.Errorf("verify %v: the file is %v: %w", r, got, ErrDamaged)
+	}
+	return nil
+}
+
+// digestAll returns the Ref of what r still holds.
+func digestAll(ctx context.Context, r io.Reader) (Ref, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, readerFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return r.Read(p)
+	}))
+	return Ref{Digest: Digest(h.Sum(nil)), Size: n}, err
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// Remove removes the bytes of d, whether they are damaged or not. Files that are open stay readable. It is no error if
+// there is nothing to remove.
+func (s *Store) Remove(d Digest) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	name := blobName(d)
+	if err := s.disk.Remove(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("remove sha256:%s: %v: %w", d, err, ErrUnavailable)
+	}
+	if err := s.disk.SyncDir(name[:len(name)-len("/")-2*len(d)]); err != nil {
+		return s.latch("fsync the directory of a removed blob", err)
+	}
+	return nil
+}
+
+// All yields every blob, in the order of digests, as the directory has them at that moment; a size that is wrong shows
+// in comparison with a Ref from elsewhere. A directory that cannot be read is an error and the rest follows. Files that
+// are no blobs are passed over.
+func (s *Store) All() iter.Seq2[Ref, error] {
+	return func(yield func(Ref, error) bool) {
+		for i := range 256 {
+			dir := fmt.Sprintf("%02x", i)
+			names, err := s.names(blobDir + "/" + dir)
+			if err != nil && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
+				return
+			}
+			for _, name := range names {
+				d, err := ParseDigest(name)
+				if err != nil || name[:2] != dir {
+					continue
+				}
+				fi, err := s.root.Lstat(blobName(d))
+				if err != nil || !fi.Mode().IsRegular() {
+					continue // removed meanwhile
+				}
+				if !yield(Ref{Digest: d, Size: fi.Size()}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// names returns the names in a directory, sorted.
+func (s *Store) names(dir string) ([]string, error) {
+	entries, err := fs.ReadDir(s.root.FS(), dir)
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, err
+}
