@@ -52,7 +52,7 @@ type ZipSums struct {
 //     belongs to an entry or to the directory: no script in front, nothing behind, no comment, no gaps, no overlaps
 //  2. the rules of golang.org/x/mod/zip.CheckZip, which the go command applies when it unpacks: prefix, clean and
 //     portable names, no duplicates or case collisions, no nested go.mod, limits on the sizes that are declared
-//  3. no file that only looks like a go.mod ("go.mod "), and local headers that agree with the directory
+//  3. local headers that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
 //  4. the h1 of all entries, each inflated no further than it declares, with its CRC
 //
 // A zip that does not pass matches [ErrRefused], and the first offender is quoted in the error. If f cannot be read, the
@@ -87,7 +87,8 @@ func checkZip(ctx context.Context, r *source, size int64, path string, m module.
 	if err := ctx.Err(); err != nil {
 		return ZipSums{}, err
 	}
-	if err := checkModuleZip(m, path); err != nil {
+	valid, err := checkModuleZip(m, path)
+	if err != nil {
 		return ZipSums{}, err
 	}
 	z, err := zip.NewReader(r, size)
@@ -101,6 +102,9 @@ func checkZip(ctx context.Context, r *source, size int64, path string, m module.
 	if err != nil {
 		return ZipSums{}, err
 	}
+	if !slices.Equal(valid, fileNames(z.File)) {
+		return ZipSums{}, fmt.Errorf("the file %s has other entries: %w", path, ErrUnavailable)
+	}
 	h := hasher{files: z.File, goMod: m.Path + "@" + m.Version + "/go.mod", sums: make([][sha256.Size]byte, len(z.File))}
 	if err := h.run(ctx); err != nil {
 		return ZipSums{}, err
@@ -108,21 +112,33 @@ func checkZip(ctx context.Context, r *source, size int64, path string, m module.
 	return ZipSums{H1: h.h1(), GoMod: h.mod, Files: len(z.File), Raw: raw}, nil
 }
 
-// checkModuleZip applies x/mod's rules and quotes the first offender only: there may be 200,000.
-func checkModuleZip(m module.Version, path string) error {
+// checkModuleZip applies x/mod's rules to the file of this name, and returns the names of its files. It quotes the first
+// offender only: there may be 200,000.
+func checkModuleZip(m module.Version, path string) (files []string, err error) {
 	cf, err := modzip.CheckZip(m, path)
 	var perr *fs.PathError
 	switch {
 	case err == nil:
-		return nil
-	case errors.As(err, &perr):
-		return fmt.Errorf("%v: %w", err, ErrUnavailable)
+		return cf.Valid, nil
+	case errors.As(err, &perr): // must not be wrapped: a missing file would look like a missing version
+		return nil, fmt.Errorf("%v: %w", err, ErrUnavailable)
 	case cf.SizeError != nil:
-		return cf.SizeError
+		return nil, cf.SizeError
 	case len(cf.Invalid) > 0:
-		return fmt.Errorf("entry %s: %s", quote(cf.Invalid[0].Path), clip(cf.Invalid[0].Err.Error(), 500))
+		return nil, fmt.Errorf("entry %s: %s", quote(cf.Invalid[0].Path), clip(cf.Invalid[0].Err.Error(), 500))
 	}
-	return err
+	return nil, err
+}
+
+// fileNames returns the names of the entries that are no directories.
+func fileNames(files []*zip.File) []string {
+	names := make([]string, 0, len(files))
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name, "/") {
+			names = append(names, f.Name)
+		}
+	}
+	return names
 }
 
 // checkEntries holds the directory to what h1 and x/mod's rules leave open.
@@ -137,6 +153,9 @@ func checkEntries(files []*zip.File) (raw int64, err error) {
 			return 0, fmt.Errorf("entry %s: there are two of this name", quote(f.Name))
 		}
 		names[f.Name] = true
+		if t := f.Mode().Type(); t != 0 && t != fs.ModeDir {
+			return 0, fmt.Errorf("entry %s: not a regular file", quote(f.Name)) // another unzip may follow a link
+		}
 		for elem := range strings.SplitSeq(f.Name, "/") {
 			if s := strings.TrimSpace(elem); s != elem && strings.EqualFold(s, "go.mod") {
 				return 0, fmt.Errorf("entry %s: looks like a go.mod and is none", quote(f.Name))

@@ -98,7 +98,7 @@ func readEnd64(r io.ReaderAt, n, length, start, stop int64) (n64, length64, star
 
 // walkDirectory checks that n headers fill the directory, and bounds their names.
 func walkDirectory(r io.ReaderAt, n, start, length int64) (directory, error) {
-	b := bufio.NewReaderSize(io.NewSectionReader(r, start, length), 64<<10)
+	b := bufio.NewReaderSize(io.NewSectionReader(r, start, length), 2*maxZipName)
 	d := directory{start: start, offsets: make([]uint32, 0, n)}
 	var h [directoryLen]byte
 	var names int64

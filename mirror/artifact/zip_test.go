@@ -1,0 +1,520 @@
+package artifact_test
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+	modzip "golang.org/x/mod/zip"
+
+	"modmirror/mirror/artifact"
+	"modmirror/mirror/mirrortest"
+)
+
+var hello = module.Version{Path: "example.com/hello", Version: "v1.0.0"}
+
+// open puts b into a file.
+func open(t testing.TB, b []byte) *os.File {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "m.zip")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func check(t testing.TB, b []byte) (artifact.ZipSums, error) {
+	t.Helper()
+	return artifact.CheckZip(t.Context(), open(t, b), int64(len(b)), hello)
+}
+
+func entry(name, data string) mirrortest.Entry {
+	return mirrortest.Entry{Name: hello.String() + "/" + name, Data: data}
+}
+
+// streamed returns a zip as the go command writes it, with data descriptors. Names that end in a slash are directories.
+func streamed(names ...string) []byte {
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for _, name := range names {
+		f, _ := w.Create(hello.String() + "/" + name)
+		if !strings.HasSuffix(name, "/") && name != "" && name != "empty" {
+			fmt.Fprintf(f, "content of %s", name)
+		}
+	}
+	w.Close()
+	return b.Bytes()
+}
+
+// honestZips are all accepted; the first is the one that tests break.
+func honestZips() map[string][]byte {
+	mod := entry("go.mod", "module example.com/hello\n")
+	noise := make([]byte, 300<<10)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	return map[string][]byte{
+		"as the go command writes it":    streamed("z.go", "go.mod", "a/b.go", "empty"),
+		"without data descriptors":       mirrortest.HonestZip(hello),
+		"without a go.mod":               mirrortest.RawZip("", entry("a.go", "package a\n")),
+		"with an empty go.mod":           mirrortest.RawZip("", entry("go.mod", "")),
+		"no entries":                     mirrortest.RawZip(""),
+		"stored":                         mirrortest.Repack(mirrortest.HonestZip(hello)),
+		"with directories":               streamed("", "d/", "d/x.go", "go.mod"),
+		"names that sort by byte":        mirrortest.RawZip("", entry("é.go", "1"), entry("a-b", "2"), entry("a/b", "3"), entry("a b", "4")),
+		"incompressible, several blocks": mirrortest.RawZip("", mod, entry("noise", string(noise))),
+		"modes and extra fields":         mirrortest.RawZip("", mirrortest.Entry{Name: hello.String() + "/x.sh", Data: "x", Mode: 0o755, Extra: []byte{1, 2, 0, 0}}),
+		"zip64 without need":             zip64(mirrortest.HonestZip(hello)),
+	}
+}
+
+// zip64 returns b with its end in the zip64 form.
+func zip64(b []byte) []byte {
+	le, stop := binary.LittleEndian, len(b)-22
+	old := b[stop:]
+	out := append(bytes.Clone(b[:stop]), "PK\x06\x06"...)
+	out = le.AppendUint64(out, 44)
+	out = append(out, 45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	for _, n := range []uint64{uint64(le.Uint16(old[8:])), uint64(le.Uint16(old[10:])), uint64(le.Uint32(old[12:])), uint64(le.Uint32(old[16:])), 0} {
+		out = le.AppendUint64(out, n)
+	}
+	out = append(out[:len(out)-8], "PK\x06\x07\x00\x00\x00\x00"...)
+	out = le.AppendUint64(out, uint64(stop))
+	out = append(out, 1, 0, 0, 0)
+	out = append(out, "PK\x05\x06\x00\x00\x00\x00"...)
+	out = append(out, bytes.Repeat([]byte{0xff}, 12)...)
+	return append(out, 0, 0)
+}
+
+func TestCheckZipEqualsDirhash(t *testing.T) {
+	list := honestZips()
+	list["zip64 by number of entries"] = mirrortest.ManyEntries(hello, 1<<16+5)
+	for name, b := range list {
+		want, err := dirhash.HashZip(open(t, b).Name(), dirhash.Hash1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := check(t, b)
+		if err != nil || got.H1 != want {
+			t.Errorf("%s: CheckZip = %s, %v, dirhash.HashZip = %s", name, got.H1, err, want)
+		}
+		r, _ := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+		var raw int64
+		for _, f := range r.File {
+			raw += int64(f.UncompressedSize64)
+		}
+		if got.Files != len(r.File) || got.Raw != raw {
+			t.Errorf("%s: CheckZip counts %d files, %d bytes, want %d, %d", name, got.Files, got.Raw, len(r.File), raw)
+		}
+	}
+}
+
+func TestCheckZipReturnsGoMod(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		zip  []byte
+		want []byte
+	}{
+		{"at the root", mirrortest.HonestZip(hello), mirrortest.HonestMod(hello)},
+		{"none", mirrortest.RawZip("", entry("a.go", "package a\n")), nil},
+		{"empty", mirrortest.RawZip("", entry("go.mod", "")), []byte{}},
+	} {
+		got, err := check(t, tt.zip)
+		if err != nil || !bytes.Equal(got.GoMod, tt.want) || (got.GoMod == nil) != (tt.want == nil) {
+			t.Errorf("%s: GoMod = %q, %v, want %q", tt.name, got.GoMod, err, tt.want)
+		}
+	}
+}
+
+func TestCheckZipRefusesHostileZips(t *testing.T) {
+	for _, h := range mirrortest.HostileZips(hello) {
+		sums, err := check(t, h.Zip)
+		refused(t, h.Name, sums, err, "")
+	}
+}
+
+// refused reports whether a check ended in a refusal that is fit to be shown.
+func refused(t *testing.T, what string, sums artifact.ZipSums, err error, want string) {
+	t.Helper()
+	if !errors.Is(err, artifact.ErrRefused) || errors.Is(err, fs.ErrNotExist) || sums.H1 != "" {
+		t.Errorf("%s: CheckZip = %v, %v, want ErrRefused", what, sums, err)
+		return
+	}
+	msg := err.Error()
+	if !strings.Contains(msg, want) || !strings.Contains(msg, hello.String()) {
+		t.Errorf("%s: the message does not name %q: %s", what, want, msg)
+	}
+	if len(msg) > 1200 || strings.ContainsFunc(msg, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		t.Errorf("%s: unsafe message %q", what, msg)
+	}
+}
+
+func TestCheckZipNamesTheOffender(t *testing.T) {
+	good := mirrortest.HonestZip(hello)
+	le := binary.LittleEndian
+	edit := func(f func(b []byte)) []byte {
+		b := bytes.Clone(good)
+		f(b)
+		return b
+	}
+	edit64 := func(f func(b []byte)) []byte {
+		b := zip64(good)
+		f(b)
+		return b
+	}
+	central := bytes.Index(good, []byte("PK\x01\x02"))
+	end := len(good) - 22
+	long := strings.Repeat("x", 5000)
+	for _, tt := range []struct {
+		name string
+		zip  []byte
+		want string
+	}{
+		{"go.mod with a blank", mirrortest.RawZip("", entry("go.mod ", "module x\n")), `/go.mod "`},
+		{"go.mod with a blank below", mirrortest.RawZip("", entry("sub/ go.MOD", "module x\n")), `/sub/ go.MOD"`},
+		{"duplicate directory", streamed("d/", "d/"), `/d/"`},
+		{"escape sequences", mirrortest.RawZip("", entry("\x1b[2Jx", "")), `\x1b[2Jx`},
+		{"long name", mirrortest.RawZip("", entry(long, "")), "4096"},
+		{"deep names", mirrortest.RawZip("", deep(600)...), "too long and deep"},
+		{"device", mirrortest.RawZip("", mirrortest.Entry{Name: hello.String() + "/dev", Mode: fs.ModeDevice | 0o666}), "not a regular file"},
+		{"encrypted", edit(func(b []byte) { b[central+8] |= 1 }), "encrypted"},
+		{"other method in the local header", edit(func(b []byte) { b[8] = 0 }), "method"},
+		{"zip64 end elsewhere", edit64(func(b []byte) { b[end+56+8]-- }), "zip64"},
+		{"zip64 end with more in it", edit64(func(b []byte) { b[end+4]++ }), "zip64"},
+		{"zip64 with two counts", edit64(func(b []byte) { b[end+24]++ }), "zip64"},
+		{"zip64 on two disks", edit64(func(b []byte) { b[end+56+16]++ }), "zip64"},
+		{"zip64 with a huge count", edit64(func(b []byte) { b[end+30], b[end+38] = 1, 1 }), "200000"},
+		{"zip64 with a negative count", edit64(func(b []byte) { b[end+31], b[end+39] = 0x80, 0x80 }), ""},
+		{"zip64 with a negative length", edit64(func(b []byte) { b[end+47] = 0x80 }), ""},
+		{"two disks", edit(func(b []byte) { b[end+4] = 1 }), "disk"},
+		{"count too small", edit(func(b []byte) { b[end+8]--; b[end+10]-- }), "between"},
+		{"count too large", edit(func(b []byte) { b[end+8]++; b[end+10]++ }), "cut short"},
+		{"large directory", edit(func(b []byte) { le.PutUint32(b[end+12:], 64<<20) }), "33554432"},
+		{"overlap", edit(func(b []byte) { b[central+20]++ }), "overlaps"},
+		{"hole", edit(func(b []byte) { b[central+20]-- }), "belong to no entry"},
+		{"tail in front of the directory", moveDirectory(good), "belong to no entry"},
+		{"offset in zip64", edit(func(b []byte) { le.PutUint32(b[central+42:], 1<<32-1) }), "entry 0"},
+	} {
+		sums, err := check(t, tt.zip)
+		refused(t, tt.name, sums, err, tt.want)
+	}
+}
+
+// deep returns n entries whose names are as long and as deep as they may be.
+func deep(n int) (list []mirrortest.Entry) {
+	for i := range n {
+		list = append(list, entry(fmt.Sprintf("%04d", i)+strings.Repeat("/x", 2000), ""))
+	}
+	return list
+}
+
+// moveDirectory puts bytes between the last entry and the directory.
+func moveDirectory(b []byte) []byte {
+	const junk = "junk"
+	central, end := bytes.Index(b, []byte("PK\x01\x02")), len(b)-22
+	out := append(bytes.Clone(b[:central]), junk...)
+	out = append(out, b[central:]...)
+	binary.LittleEndian.PutUint32(out[len(junk)+end+16:], uint32(central+len(junk)))
+	return out
+}
+
+func TestCheckZipEnforcesSizes(t *testing.T) {
+	b := mirrortest.Bomb(hello, 600<<20)
+	sums, err := check(t, b)
+	refused(t, "bomb", sums, err, "524288000")
+
+	f := open(t, nil)
+	if err := os.Truncate(f.Name(), artifact.MaxZip+1); err != nil {
+		t.Fatal(err)
+	}
+	sums, err = artifact.CheckZip(t.Context(), f, artifact.MaxZip+1, hello)
+	refused(t, "large file", sums, err, "524288000")
+
+	big := entry("go.mod", "x")
+	big.Declared = 16<<20 + 1
+	sums, err = check(t, mirrortest.RawZip("", big))
+	refused(t, "large go.mod", sums, err, "16777216")
+
+	b = streamed("a/", "b") // x/mod does not count directories
+	binary.LittleEndian.PutUint32(b[bytes.Index(b, []byte("PK\x01\x02"))+24:], 1<<30)
+	sums, err = check(t, b)
+	refused(t, "directory with contents", sums, err, "524288000")
+}
+
+func TestLyingZipCostsNothing(t *testing.T) {
+	b := mirrortest.Bomb(hello, 2<<30)
+	central := bytes.LastIndex(b, []byte("PK\x01\x02"))
+	binary.LittleEndian.PutUint32(b[central+24:], 10)
+	f := open(t, b)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	start := time.Now()
+	sums, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
+	took := time.Since(start)
+	runtime.ReadMemStats(&after)
+	refused(t, "lie", sums, err, "not the 10 bytes")
+	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 || took > time.Second {
+		t.Errorf("a lying zip of %d bytes costs %v and %d bytes of memory", len(b), took, n)
+	}
+}
+
+// A flipped byte is refused, or changes h1, or changes nothing that a reader of the zip sees. In the last case the digest
+// of the bytes tells the two apart.
+func TestCheckZipUnderFlippedBytes(t *testing.T) {
+	for _, name := range []string{"as the go command writes it", "without data descriptors", "with directories", "zip64 without need"} {
+		good := honestZips()[name]
+		want, err := check(t, good)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := open(t, good)
+		var refusals, same int
+		for i := range good {
+			for _, mask := range []byte{0x01, 0x20, 0xff} {
+				b := bytes.Clone(good)
+				b[i] ^= mask
+				if err := os.WriteFile(f.Name(), b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				got, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
+				if err != nil {
+					if !errors.Is(err, artifact.ErrRefused) {
+						t.Errorf("%s: byte %d ^ %#x: %v, want ErrRefused", name, i, mask, err)
+					}
+					refusals++
+					continue
+				}
+				if h1, err := dirhash.HashZip(f.Name(), dirhash.Hash1); err != nil || h1 != got.H1 {
+					t.Errorf("%s: byte %d ^ %#x: CheckZip = %s, dirhash.HashZip = %s, %v", name, i, mask, got.H1, h1, err)
+				}
+				if got.H1 != want.H1 {
+					continue
+				}
+				same++
+				if contents(b) != contents(good) || !bytes.Equal(got.GoMod, want.GoMod) {
+					t.Errorf("%s: byte %d ^ %#x: same h1, other contents", name, i, mask)
+				}
+			}
+		}
+		if refusals == 0 || same == 0 {
+			t.Errorf("%s: %d refusals, %d times the same h1: the test is blind", name, refusals, same)
+		}
+	}
+}
+
+// contents returns what archive/zip reads in b, in the order of the directory.
+func contents(b []byte) string {
+	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return err.Error()
+	}
+	var out strings.Builder
+	for _, f := range z.File {
+		r, err := f.Open()
+		if err != nil {
+			return err.Error()
+		}
+		data, err := io.ReadAll(r)
+		fmt.Fprintf(&out, "%q %q %v\n", f.Name, data, err)
+	}
+	return out.String()
+}
+
+// slowFile calls before in front of every read.
+type slowFile struct {
+	*os.File
+	before func(n int64) error
+	reads  atomic.Int64
+}
+
+func (f *slowFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.before(f.reads.Add(1)); err != nil {
+		return 0, err
+	}
+	return f.File.ReadAt(p, off)
+}
+
+func TestCheckZipEndsWithItsContext(t *testing.T) {
+	b := honestZips()["incompressible, several blocks"]
+	for _, at := range []int64{1, 2, 8, 12} {
+		ctx, cancel := context.WithCancel(t.Context())
+		f := &slowFile{File: open(t, b), before: func(n int64) error {
+			if n == at {
+				cancel()
+			}
+			return nil
+		}}
+		_, err := artifact.CheckZip(ctx, f, int64(len(b)), hello)
+		if !errors.Is(err, context.Canceled) || errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("cancelled at read %d of %d: %v, want context.Canceled", at, f.reads.Load(), err)
+		}
+		cancel()
+	}
+}
+
+// A disk that cannot be read says nothing about the zip, and must not look like a missing version either.
+func TestCheckZipTellsReadFaultsFromRefusals(t *testing.T) {
+	b := honestZips()["as the go command writes it"]
+	broken := errors.New("input/output error")
+	for at := int64(1); ; at++ {
+		f := &slowFile{File: open(t, b), before: func(n int64) error {
+			if n >= at {
+				return fmt.Errorf("read: %w", broken)
+			}
+			return nil
+		}}
+		_, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
+		if err == nil {
+			if at < 10 {
+				t.Errorf("no fault in %d reads", at)
+			}
+			break
+		}
+		if !errors.Is(err, artifact.ErrUnavailable) || errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("fault at read %d: %v, want ErrUnavailable", at, err)
+		}
+	}
+	f := open(t, b)
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
+	if !errors.Is(err, artifact.ErrUnavailable) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrRefused) {
+		t.Errorf("without the file: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestCheckZipComparesTheNamedFile(t *testing.T) {
+	b := mirrortest.HonestZip(hello)
+	f := open(t, b)
+	other := mirrortest.RawZip("", entry("other.go", "package other\n"))
+	if err := os.WriteFile(f.Name()+".new", other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(f.Name()+".new", f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("other file under the name: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestCheckZipSurvivesPanics(t *testing.T) {
+	b := honestZips()["as the go command writes it"]
+	for at := int64(1); at < 12; at++ {
+		f := &slowFile{File: open(t, b), before: func(n int64) error {
+			if n == at {
+				panic("index out of range")
+			}
+			return nil
+		}}
+		if _, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello); !errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("panic at read %d: %v, want ErrRefused", at, err)
+		}
+	}
+}
+
+func TestCheckZipOfAnotherVersion(t *testing.T) {
+	b := mirrortest.HonestZip(hello)
+	for _, m := range []module.Version{
+		{Path: "example.com/hello", Version: "v1.0.1"},
+		{Path: "example.com/hell", Version: "v1.0.0"},
+		{Path: "example.com/hello", Version: "v1.0"},
+		{Path: "example.com/hello/v2", Version: "v1.0.0"},
+	} {
+		if _, err := artifact.CheckZip(t.Context(), open(t, b), int64(len(b)), m); !errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("as %s: %v, want ErrRefused", m, err)
+		}
+	}
+}
+
+// What CheckZip accepts, the go command accepts with the same sum.
+func FuzzCheckZip(f *testing.F) {
+	for name, b := range honestZips() {
+		if name != "incompressible, several blocks" {
+			f.Add(b)
+		}
+	}
+	for _, h := range mirrortest.HostileZips(hello) {
+		if len(h.Zip) < 4<<10 {
+			f.Add(h.Zip)
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<20 {
+			return
+		}
+		file := open(t, b)
+		got, err := artifact.CheckZip(t.Context(), file, int64(len(b)), hello)
+		if err != nil {
+			if !errors.Is(err, artifact.ErrRefused) {
+				t.Errorf("CheckZip: %v, want ErrRefused", err)
+			}
+			return
+		}
+		if _, err := modzip.CheckZip(hello, file.Name()); err != nil {
+			t.Errorf("CheckZip accepts what x/mod refuses: %v", err)
+		}
+		if h1, err := dirhash.HashZip(file.Name(), dirhash.Hash1); err != nil || h1 != got.H1 {
+			t.Errorf("CheckZip = %s, dirhash.HashZip = %s, %v", got.H1, h1, err)
+		}
+	})
+}
+
+func BenchmarkCheckZip(b *testing.B) {
+	zipped := benchZip()
+	f := open(b, zipped)
+	b.Run("CheckZip", func(b *testing.B) {
+		b.SetBytes(int64(len(zipped)))
+		for b.Loop() {
+			if _, err := artifact.CheckZip(b.Context(), f, int64(len(zipped)), hello); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("dirhash", func(b *testing.B) {
+		b.SetBytes(int64(len(zipped)))
+		for b.Loop() {
+			if _, err := dirhash.HashZip(f.Name(), dirhash.Hash1); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// benchZip is about 60 MB of text-like files, of many sizes.
+func benchZip() []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	var out bytes.Buffer
+	w := zip.NewWriter(&out)
+	for i := 0; out.Len() < 60<<20; i++ {
+		f, _ := w.Create(fmt.Sprintf("%s/p%d/f%d.go", hello, i%97, i))
+		line := make([]byte, 48)
+		for range 1 << r.IntN(13) {
+			for j := range line {
+				line[j] = byte('a' + r.IntN(26)*r.IntN(2))
+			}
+			_, _ = f.Write(line)
+		}
+	}
+	w.Close()
+	return out.Bytes()
+}
