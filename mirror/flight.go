@@ -1,0 +1,138 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"modmirror/mirror/artifact"
+)
+
+// flights joins equal work: of all that ask for the same key at the same time, one does it. The work runs on a context
+// of its own, bounded by a budget, so that it survives the client who asked first; each client waits as long as it
+// likes. At most cap(queue) pieces of work run or wait for a slot at any time.
+type flights struct {
+	group singleflight.Group
+	base  context.Context // ends when Close gives up waiting
+	stop  context.CancelFunc
+	queue chan struct{}
+
+	mu      sync.Mutex // guards closed, and running.Add against running.Wait
+	closed  bool
+	running sync.WaitGroup
+}
+
+func newFlights(queue int) *flights {
+	f := &flights{queue: make(chan struct{}, queue)}
+	f.base, f.stop = context.WithCancel(context.Background())
+	return f
+}
+
+// landed is the outcome of a flight for one of its passengers.
+type landed[T any] struct {
+	value  T
+	joined bool // somebody else's work
+}
+
+// waitError says that a client's patience ended before the work did. It is a deadline for statusOf.
+type waitError struct{ wait time.Duration }
+
+func (e *waitError) Error() string {
+	return fmt.Sprintf("not ready after %v; the work goes on, ask again", e.wait)
+}
+func (e *waitError) Unwrap() error { return context.DeadlineExceeded }
+
+// fly does work under key, or joins whoever does it, and waits for the outcome at most wait and as long as ctx lives.
+// The work waits for a place in slots first, with the budget that it then has left.
+func fly[T any](ctx context.Context, f *flights, key string, wait, budget time.Duration, slots chan struct{}, work func(context.Context) (T, error)) (landed[T], error) {
+	mine := false
+	done := f.group.DoChan(key, func() (any, error) {
+		mine = true
+		return f.run(budget, slots, func(ctx context.Context) (any, error) { return work(ctx) })
+	})
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		out := landed[T]{joined: !mine}
+		if v, ok := r.Val.(T); ok {
+			out.value = v
+		}
+		return out, r.Err
+	case <-ctx.Done():
+		return landed[T]{}, context.Cause(ctx)
+	case <-timer.C:
+		return landed[T]{}, &waitError{wait}
+	}
+}
+
+// background does work under key like fly, and waits for nothing.
+func background(f *flights, key string, budget time.Duration, slots chan struct{}, work func(context.Context) (any, error)) {
+	f.group.DoChan(key, func() (any, error) { return f.run(budget, slots, work) })
+}
+
+func (f *flights) run(budget time.Duration, slots chan struct{}, work func(context.Context) (any, error)) (v any, err error) {
+	if err := f.enter(); err != nil {
+		return nil, err
+	}
+	defer f.leave()
+	defer func() {
+		if p := recover(); p != nil { // a bug of ours or of a parser must not take the other requests along
+			v, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	ctx, cancel := context.WithTimeout(f.base, budget)
+	defer cancel()
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waited %v for other fetches to end: %w", budget, artifact.ErrUnavailable)
+	}
+	return work(ctx)
+}
+
+func (f *flights) enter() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("the mirror is shutting down: %w", artifact.ErrUnavailable)
+	}
+	select {
+	case f.queue <- struct{}{}:
+	default:
+		return fmt.Errorf("%d fetches are under way or wait already: %w", cap(f.queue), artifact.ErrUnavailable)
+	}
+	f.running.Add(1)
+	return nil
+}
+
+func (f *flights) leave() {
+	<-f.queue
+	f.running.Done()
+}
+
+// close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for.
+func (f *flights) close(ctx context.Context) error {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		f.running.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	f.stop()
+	<-done
+	return err
+}

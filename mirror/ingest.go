@@ -1,0 +1,322 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+// The gate. Every artifact that this node serves came in through ingest, in this order; whatever hands the bytes over
+// is only a source in front of it. If the process dies
+//
+//  1. record    after asking the checksum database: nothing is stored here
+//  2. download  while or after bytes stream to a draft: a leftover in tmp/, which is swept at the next start
+//  3. check     after the bytes proved to be those of the record, and of a module: the same
+//  4. store     after they were fsynced, renamed, and the directory fsynced: a blob that no manifest names, so nobody
+//     is served it; the next ingest of the version finds it and goes on
+//  5. publish   after the catalog committed the manifest: all is done, the version is served after the restart
+//
+// then the artifact is complete or absent, and asking again repeats the steps that are missing. There is no repair code.
+//
+// The record comes first so that the hashes are known before a byte is fetched. An info or go.mod never pulls a zip.
+// If two nodes let different bytes in (an info with another time, a zip packed again with the same h1), the catalog
+// keeps the first; what is served is always the catalog's.
+
+// intake is one artifact on its way through the gate.
+type intake struct {
+	m    *Mirror
+	kind artifact.Kind
+	man  artifact.Manifest // the record and its sums, no parts
+	want artifact.Ref      // what is committed already, if only the bytes are missing here
+	id   string            // of the request that asked first
+
+	// Set by accept.
+	ref   artifact.Ref
+	small []byte // of an info or go.mod
+}
+
+// ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
+// returned if they are small and at hand.
+func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind, id string) (artifact.Manifest, []byte, error) {
+	have, err := m.manifest(ctx, mv)
+	if err != nil {
+		return have, nil, err
+	}
+	if small, f, err := m.load(ctx, have, k); err == nil {
+		if f != nil {
+			f.Close()
+		}
+		return have, small, nil
+	}
+	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
+	if in.man, err = m.recorded(ctx, mv, have, id); err != nil {
+		return have, nil, err
+	}
+	if err := m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
+		return in.accept(ctx, body, size, source)
+	}); err != nil {
+		return have, nil, fmt.Errorf("fetch %s %s: %w", mv, k, err)
+	}
+	if in.ref.IsZero() {
+		return have, nil, fmt.Errorf("fetch %s %s: no source had anything to accept: %w", mv, k, artifact.ErrUnavailable)
+	}
+	if in.want == in.ref {
+		return have, in.small, nil // only the bytes were missing
+	}
+	won, err := in.publish(ctx)
+	if err != nil {
+		return have, nil, err
+	}
+	m.published(ctx, mv)
+	if won.Ref(k) != in.ref {
+		return won, nil, nil
+	}
+	return won, in.small, nil
+}
+
+// recorded is step 1. It returns a manifest that has the record of mv and no parts.
+func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.Manifest, id string) (artifact.Manifest, error) {
+	start := time.Now()
+	if have.Record.IsZero() {
+		r, err := m.config.Checksums.Record(ctx, mv)
+		if err == nil {
+			have, err = artifact.NewManifest(mv, r)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: checksum database: %w", mv, err)
+			if isRefusal(err) {
+				m.alarm(id, failRecord, err, "module", mv.Path, "version", mv.Version)
+			}
+			return artifact.Manifest{}, err
+		}
+	}
+	m.metrics.stageDone(stageRecord, start)
+	m.reached("record")
+	have.Module, have.Info, have.Mod, have.Zip = mv, artifact.Ref{}, artifact.Ref{}, artifact.Ref{}
+	return have, nil
+}
+
+// accept is steps 2 to 4, for the body that one source sends. It says no with ErrRefused or ErrMalformed if that is the
+// source's fault.
+func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source string) (err error) {
+	in.ref, in.small = artifact.Ref{}, nil
+	d, err := in.m.config.Store.Create(in.kind.Limit())
+	if err != nil {
+		return err
+	}
+	defer d.Discard()
+	start := time.Now()
+	if err := in.download(d, body, size); err != nil {
+		if isRefusal(err) {
+			in.reject(d, failContent, err, source)
+		}
+		return err
+	}
+	in.m.reached("download")
+	start = in.m.metrics.stageDone(stageDownload, start)
+	keep := d // what becomes a blob; an info is rewritten and travels inline
+	switch in.kind {
+	case artifact.Zip:
+		err = in.checkZip(ctx, d)
+	case artifact.Mod:
+		err = in.checkMod(d)
+	case artifact.Info:
+		err, keep = in.checkInfo(d), nil
+	}
+	if err == nil && !in.want.IsZero() && in.want != in.refOf(d) {
+		err = fmt.Errorf("the upstream now has other bytes than those that were published, %v, not %v: %w", in.refOf(d), in.want, artifact.ErrRefused)
+	}
+	if err != nil {
+		if isRefusal(err) {
+			in.reject(d, reasonOf(err), err, source)
+		}
+		return err
+	}
+	in.m.reached("check")
+	start = in.m.metrics.stageDone(stageCheck, start)
+	in.ref = in.refOf(d)
+	if keep != nil && (in.kind == artifact.Zip || in.ref.Size > artifact.MaxInline) {
+		if in.want == in.ref { // the bytes here are gone or damaged; those in hand are right
+			if err := in.m.config.Store.Remove(in.ref.Digest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return notAbsent(err)
+			}
+		}
+		if _, err := keep.Commit(); err != nil {
+			in.ref = artifact.Ref{}
+			return err
+		}
+	}
+	in.m.reached("store")
+	in.m.metrics.stageDone(stageStore, start)
+	return nil
+}
+
+// refOf returns the name of what is to be published: of the small bytes, or of the draft's.
+func (in *intake) refOf(d *artifact.Draft) artifact.Ref {
+	if in.small != nil {
+		return artifact.RefOf(in.small)
+	}
+	return d.Ref()
+}
+
+// download streams body into d, which hashes it, and says whether all of it came.
+func (in *intake) download(d *artifact.Draft, body io.Reader, size int64) error {
+	if size > in.kind.Limit() {
+		return fmt.Errorf("%d bytes, more than the limit of %d: %w", size, in.kind.Limit(), artifact.ErrRefused)
+	}
+	n, err := io.Copy(d, body)
+	switch {
+	case err == nil && size >= 0 && n != size, errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("cut short after %d of %d bytes: %w", n, size, artifact.ErrMalformed)
+	case err != nil && statusOf(err) == statusOf(errUnknown):
+		return fmt.Errorf("broken off after %d bytes: %w: %w", n, err, artifact.ErrUnavailable)
+	case err != nil:
+		return fmt.Errorf("after %d bytes: %w", n, err)
+	}
+	return nil
+}
+
+var errUnknown = errors.New("not classified")
+
+// checkZip is step 3 for a zip.
+func (in *intake) checkZip(ctx context.Context, d *artifact.Draft) error {
+	select {
+	case in.m.checks <- struct{}{}:
+		defer func() { <-in.m.checks }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	sums, err := artifact.CheckZip(ctx, d, d.Size(), in.man.Module)
+	if err != nil {
+		return err
+	}
+	if sums.H1 != in.man.ZipSum {
+		return &mismatch{got: sums.H1, want: in.man.ZipSum, line: "zip"}
+	}
+	if sums.GoMod != nil {
+		if sum := artifact.ModSum(sums.GoMod); sum != in.man.ModSum {
+			return &mismatch{got: sum, want: in.man.ModSum, line: "go.mod in the zip"}
+		}
+	}
+	return nil
+}
+
+// checkMod is step 3 for a go.mod.
+func (in *intake) checkMod(d *artifact.Draft) (err error) {
+	if in.small, err = readDraft(d); err != nil {
+		return err
+	}
+	if sum := artifact.ModSum(in.small); sum != in.man.ModSum {
+		return &mismatch{got: sum, want: in.man.ModSum, line: "go.mod"}
+	}
+	return nil
+}
+
+// checkInfo is step 3 for an info, of which only the version can be checked.
+func (in *intake) checkInfo(d *artifact.Draft) error {
+	b, err := readDraft(d)
+	if err == nil {
+		in.small, err = artifact.CanonicalInfo(b, in.man.Module)
+	}
+	return err
+}
+
+func readDraft(d *artifact.Draft) ([]byte, error) {
+	b := make([]byte, d.Size())
+	if n, err := d.ReadAt(b, 0); n < len(b) {
+		return nil, fmt.Errorf("read a draft back: %v: %w", err, artifact.ErrUnavailable)
+	}
+	return b, nil
+}
+
+// publish is step 5.
+func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
+	start := time.Now()
+	p := artifact.Publication{Manifest: in.man}
+	switch in.kind {
+	case artifact.Info:
+		p.Manifest.Info, p.Info = in.ref, in.small
+	case artifact.Mod:
+		p.Manifest.Mod = in.ref
+		if in.ref.Size <= artifact.MaxInline {
+			p.Mod = in.small
+		}
+	case artifact.Zip:
+		p.Manifest.Zip = in.ref
+	}
+	won, err := in.m.config.Index.Publish(ctx, p)
+	if err != nil {
+		err = fmt.Errorf("publish %s %s: %w", in.man.Module, in.kind, err)
+		if isRefusal(err) {
+			in.m.alarm(in.id, failConflict, err, "module", in.man.Module.Path, "version", in.man.Module.Version, "kind", in.kind)
+		}
+		return artifact.Manifest{}, notAbsent(err)
+	}
+	in.m.metrics.stageDone(stagePublish, start)
+	in.m.reached("publish")
+	return won, nil
+}
+
+// mismatch is bytes that are not those of the record: the evidence of a wrong upstream, or of worse.
+type mismatch struct {
+	got, want string // go.sum hashes
+	line      string // which of the two lines of the record
+}
+
+func (e *mismatch) Error() string {
+	return fmt.Sprintf("checksum mismatch: upstream %s, sumdb %s (%s): %v", e.got, e.want, e.line, artifact.ErrRefused)
+}
+func (e *mismatch) Unwrap() error { return artifact.ErrRefused }
+
+func reasonOf(err error) string {
+	var sum *mismatch
+	if errors.As(err, &sum) {
+		return failSum
+	}
+	return failContent
+}
+
+// isRefusal reports whether err is somebody's fault that must be seen by whoever runs the mirror.
+func isRefusal(err error) bool {
+	return errors.Is(err, artifact.ErrRefused) || errors.Is(err, artifact.ErrConflict) || errors.Is(err, artifact.ErrMalformed)
+}
+
+// notAbsent keeps an error of the catalog or the disk from looking like "no such version".
+func notAbsent(err error) error {
+	if isAbsent(err) {
+		return fmt.Errorf("%v: %w", err, artifact.ErrUnavailable)
+	}
+	return err
+}
+
+// reject keeps what a source sent, and raises the alarm.
+func (in *intake) reject(d *artifact.Draft, reason string, err error, source string) {
+	mv := in.man.Module
+	in.m.alarm(in.id, reason, err, "module", mv.Path, "version", mv.Version, "kind", in.kind, "source", source, "digest", d.Ref().Digest)
+	if d.Size() == 0 {
+		return
+	}
+	if qerr := d.Quarantine(fmt.Sprintf("%s %s from %s: %v", mv, in.kind, source, err)); qerr != nil {
+		in.m.log.Warn("cannot quarantine what an upstream sent", "module", mv.Path, "version", mv.Version, "kind", in.kind, "err", qerr)
+	}
+}
+
+// alarm counts and logs a failed check with all its evidence.
+func (m *Mirror) alarm(id string, reason string, err error, attrs ...any) {
+	m.metrics.failures.WithLabelValues(reason).Inc()
+	m.log.Error("verification failed", append(attrs, "reason", reason, "err", err, "id", id)...)
+}
+
+// reached lets a test stop the process, as it were, after a step.
+func (m *Mirror) reached(step string) {
+	if m.step != nil {
+		m.step(step)
+	}
+}

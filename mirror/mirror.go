@@ -1,0 +1,228 @@
+// Package mirror is the GOPROXY protocol (go.dev/ref/mod#goproxy-protocol), and the one gate through which every
+// artifact enters the store.
+//
+//	GET /github.com/!burnt!sushi/toml/@v/list          versions, one a line
+//	GET /github.com/!burnt!sushi/toml/@v/v0.3.1.info   {"Version":"v0.3.1","Time":"2018-08-15T10:47:33Z"}
+//	GET /github.com/!burnt!sushi/toml/@v/v0.3.1.mod    module github.com/BurntSushi/toml
+//	GET /github.com/!burnt!sushi/toml/@v/v0.3.1.zip    the source
+//	GET /github.com/!burnt!sushi/toml/@v/master.info   the version that a branch, commit or prefix means now
+//	GET /github.com/!burnt!sushi/toml/@latest          the version to take if the list has none
+//	GET /cached-only/…                                 any of these, from what is held; so does the header
+//	                                                   "Disable-Module-Fetch: true"
+//	GET /sumdb/sum.golang.org/…                        the checksum database
+//	GET / /status /healthz /readyz /metrics            for people and machines that run the mirror
+//
+// What it promises:
+//
+//   - An artifact is served only if this node's gate let it in: its go.sum hash is that of a record which is proven to
+//     be in the checksum database's signed tree. See ingest.go for the order of the steps, and for what is true if the
+//     process dies between two of them.
+//   - What was published for a module version is served for ever, with the same bytes, strong ETag and ranges, whether
+//     or not the upstream and the checksum database can be reached.
+//   - A failed check is 403, rubbish from upstream 502, a timeout 504, anything that cannot be said now 503. Only what
+//     is known not to exist is 404, because after a 404 the go command asks somebody else (statusOf).
+//   - Lists and @latest are the upstream's answers, at most one minute old while the upstream answers and as old as
+//     need be while it does not, united with what was published. Nothing vouches for them.
+//   - Every request ends within [Config.ClientWait] and the time to send the answer: the go command itself waits for
+//     ever. Every queue, cache and body is bounded.
+//   - Nothing of a request but module path, version and query goes upstream; of a private module not even that.
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+// Index is the catalog: what is published. Reads answer from this node's state, without network. An error that matches
+// [io/fs.ErrNotExist] means that nothing is published there; any other means that the catalog cannot say.
+type Index interface {
+	// Manifest returns what is published for m.
+	Manifest(ctx context.Context, m module.Version) (artifact.Manifest, error)
+	// Inline returns the bytes of an info or go.mod of at most artifact.MaxInline bytes.
+	Inline(ctx context.Context, d artifact.Digest) ([]byte, error)
+	// Versions returns the versions of path of which anything is published, in any order.
+	Versions(ctx context.Context, path string) ([]string, error)
+	// Publish adds p and returns the merged manifest once it is committed and applied here: the winner, if somebody
+	// published the same artifact before. An error matches artifact.ErrConflict, ErrRefused or ErrUnavailable.
+	Publish(ctx context.Context, p artifact.Publication) (artifact.Manifest, error)
+	// Listing returns what PublishListing made known last.
+	Listing(ctx context.Context, path string) (artifact.Listing, error)
+	PublishListing(ctx context.Context, l artifact.Listing) error
+}
+
+// Upstream is where artifacts come from. Its methods must end soon after their context. An error matches
+// [io/fs.ErrNotExist] only if the upstream says that there is no such thing.
+type Upstream interface {
+	// Fetch calls accept with the body of an artifact: size is -1 if not known, source names the sender in logs. If
+	// accept's error matches artifact.ErrRefused or ErrMalformed, Fetch asks the next source, if it has one. It
+	// succeeds when accept did; otherwise its error wraps accept's.
+	Fetch(ctx context.Context, m module.Version, k artifact.Kind, accept func(body io.Reader, size int64, source string) error) error
+	// Versions, Latest and Query return the bodies of /@v/list, /@latest and /@v/<query>.info, of bounded size.
+	Versions(ctx context.Context, path string) ([]byte, error)
+	Latest(ctx context.Context, path string) ([]byte, error)
+	Query(ctx context.Context, path, query string) ([]byte, error)
+}
+
+// Checksums is the checksum database.
+type Checksums interface {
+	// Record returns what the database says about m, proven to be in a tree whose head the catalog has. An error
+	// matches [io/fs.ErrNotExist] if the database does not know m.
+	Record(ctx context.Context, m module.Version) (artifact.Record, error)
+}
+
+// Config is what a Mirror is made of. Index, Store and, with an Upstream, Checksums are needed.
+type Config struct {
+	Index     Index
+	Store     *artifact.Store
+	Upstream  Upstream     // nil: the mirror runs offline; what it does not hold does not exist
+	Checksums Checksums    // asked before anything is fetched
+	SumDB     http.Handler // answers /sumdb/…, sees the whole path; nil: 404
+	Private   string       // patterns as in GOPRIVATE: such modules are refused and never looked for
+
+	ListTTL     time.Duration // how old a list, @latest or query may be while the upstream answers; 0: a minute
+	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
+	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s
+	NegativeTTL time.Duration // how long "no such version" is remembered; 0: 30 s; at most a minute
+	ZipBudget   time.Duration // how long fetching and checking a zip may take; 0: 10 min
+	FetchBudget time.Duration // the same for an info, go.mod or query; 0: 2.5 min
+	ClientWait  time.Duration // how long a client waits for a fetch, which goes on without it; 0: 5 min
+
+	MaxFetches    int   // infos, go.mods, lists and queries fetched at a time; 0: 64
+	MaxZipFetches int   // zips fetched at a time; 0: 16
+	MaxChecks     int   // zips checked at a time; 0: number of processors
+	MaxQueue      int   // fetches under way or waiting for a slot; 0: 1024
+	HotBytes      int64 // memory for infos and go.mods; 0: 64 MiB
+	ListBytes     int64 // memory for lists, @latest and queries, each; 0: 32 MiB
+
+	Log            *slog.Logger                                 // nil discards
+	Metrics        prometheus.Registerer                        // nil: none
+	MetricsHandler http.Handler                                 // answers /metrics; nil: 404
+	Ready          func(ctx context.Context, writes bool) error // why this node should get no requests (no new artifacts, if writes); nil: it should
+	Status         func(ctx context.Context) any                // what /status says, as JSON; nil: 404
+	Version        string                                       // of the program, for the page
+}
+
+// Mirror is an [http.Handler] for all of the above. Make one with New.
+type Mirror struct {
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	ids     *ids
+	page    *page
+
+	hot      *cache[*hotAnswer] // by escaped path; committed artifacts, so never out of date
+	negative *cache[error]      // by key of the flight
+	list     *topic
+	latest   *topic
+	queries  *cache[*answer] // by path@query
+	files    stripes         // serialises writers of the two halves of a Listing
+
+	flights  *flights
+	small    chan struct{} // slots of fetches that are no zips
+	zips     chan struct{}
+	checks   chan struct{}
+	draining atomic.Bool
+
+	publications atomic.Uint64 // how many there were through this Mirror
+
+	step func(string) // tests stop an ingest with it; nil otherwise
+}
+
+// New returns a Mirror. It starts nothing; Close must be called for what requests start.
+func New(c Config) (*Mirror, error) {
+	if c.Index == nil || c.Store == nil || c.Upstream != nil && c.Checksums == nil {
+		return nil, errors.New("mirror: Index, Store and, with an Upstream, Checksums are needed")
+	}
+	setDefault(&c.ListTTL, time.Minute)
+	setDefault(&c.ListBudget, 20*time.Second)
+	setDefault(&c.StaleWait, 3*time.Second)
+	setDefault(&c.NegativeTTL, 30*time.Second)
+	c.NegativeTTL = min(c.NegativeTTL, time.Minute)
+	setDefault(&c.ZipBudget, 10*time.Minute)
+	setDefault(&c.FetchBudget, 150*time.Second)
+	setDefault(&c.ClientWait, 5*time.Minute)
+	setDefault(&c.MaxFetches, 64)
+	setDefault(&c.MaxZipFetches, 16)
+	setDefault(&c.MaxChecks, runtime.GOMAXPROCS(0))
+	setDefault(&c.MaxQueue, 1024)
+	setDefault(&c.HotBytes, 64<<20)
+	setDefault(&c.ListBytes, 32<<20)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Mirror{
+		config:   c,
+		log:      c.Log,
+		ids:      newIDs(),
+		hot:      newCache[*hotAnswer](1<<17, c.HotBytes),
+		negative: newCache[error](1<<14, 4<<20),
+		queries:  newCache[*answer](1<<14, c.ListBytes),
+		flights:  newFlights(c.MaxQueue),
+		small:    make(chan struct{}, c.MaxFetches),
+		zips:     make(chan struct{}, c.MaxZipFetches),
+		checks:   make(chan struct{}, c.MaxChecks),
+	}
+	m.list = newTopic(m, classList, m.askList, m.heldList)
+	m.latest = newTopic(m, classLatest, m.askLatest, m.heldLatest)
+	var err error
+	m.metrics, err = newMetrics(c.Metrics, func() float64 { _, b := m.hot.size(); return float64(b) })
+	if err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
+	}
+	if m.page, err = newPage(); err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
+	}
+	return m, nil
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, def T) {
+	if *v <= 0 {
+		*v = def
+	}
+}
+
+// Drain makes /readyz say 503, so that whoever balances load sends no more. Requests are answered as before.
+func (m *Mirror) Drain() { m.draining.Store(true) }
+
+// Close drains, begins no new fetch, and waits for those under way. When ctx ends they are cancelled, waited for, and
+// the reason returned. What is held is served even after.
+func (m *Mirror) Close(ctx context.Context) error {
+	m.Drain()
+	return m.flights.close(ctx)
+}
+
+// stripes is a set of locks that are taken by name and can be waited for with a context.
+type stripes struct {
+	once  sync.Once
+	locks [64]chan struct{}
+}
+
+// lock waits for the lock of name and returns how to release it.
+func (s *stripes) lock(ctx context.Context, name string) (unlock func(), err error) {
+	s.once.Do(func() {
+		for i := range s.locks {
+			s.locks[i] = make(chan struct{}, 1)
+		}
+	})
+	d := artifact.DigestOf([]byte(name))
+	l := s.locks[d[0]%64]
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

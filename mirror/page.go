@@ -1,0 +1,167 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed" // for the page
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"modmirror/mirror/artifact"
+)
+
+//go:embed page.html
+var pageHTML string
+
+//go:embed page.css
+var pageCSS string
+
+// page is what people see: how to use the mirror at the very address where they see it. It needs no script, and its
+// policy allows nothing but its own style.
+type page struct {
+	html   *template.Template
+	policy []string
+}
+
+var typeHTML = []string{"text/html; charset=utf-8"}
+
+func newPage() (*page, error) {
+	t, err := template.New("page").Parse(pageHTML)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(pageCSS))
+	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return &page{html: t, policy: []string{policy}}, nil
+}
+
+// servePage answers what is for people and for the machines that run the mirror.
+func (m *Mirror) servePage(w *response, r *http.Request, path, id string) error {
+	switch path {
+	case "/healthz":
+		sendPlain(w, r, "ok\n")
+	case "/readyz":
+		if err := m.ready(r.Context(), r.URL.Query().Has("writes")); err != nil {
+			return err
+		}
+		sendPlain(w, r, "ready\n")
+	case "/metrics":
+		if m.config.MetricsHandler == nil {
+			return notExist("no metrics are kept")
+		}
+		m.config.MetricsHandler.ServeHTTP(w, r)
+	case "/status":
+		if m.config.Status == nil {
+			return notExist("no status is kept")
+		}
+		b, err := json.MarshalIndent(m.config.Status(r.Context()), "", "\t")
+		if err != nil {
+			return fmt.Errorf("status: %w", err)
+		}
+		send(w, r, typeJSON, append(b, '\n'))
+	default:
+		return m.serveHome(w, r)
+	}
+	return nil
+}
+
+// ready returns why this node should get no requests now.
+func (m *Mirror) ready(ctx context.Context, writes bool) error {
+	if m.draining.Load() {
+		return fmt.Errorf("draining: this node is about to stop: %w", artifact.ErrUnavailable)
+	}
+	if m.config.Ready == nil {
+		return nil
+	}
+	if err := m.config.Ready(ctx, writes); err != nil {
+		return fmt.Errorf("not ready: %w: %w", err, artifact.ErrUnavailable)
+	}
+	return nil
+}
+
+func (m *Mirror) serveHome(w *response, r *http.Request) error {
+	host := hostOf(r)
+	setup := setupLines(r)
+	if !wantsHTML(r) {
+		var b strings.Builder
+		b.WriteString("modmirror: a Go module mirror that verifies. To use it:\n\n")
+		for _, line := range setup {
+			b.WriteString("\t" + line + "\n")
+		}
+		b.WriteString("\nBack to before: go env -u GOPROXY\n")
+		w.Header()["Vary"] = []string{"Accept, User-Agent"}
+		sendPlain(w, r, b.String())
+		return nil
+	}
+	data := struct {
+		Host                     string
+		Style                    template.CSS
+		Setup                    []string
+		Ready, Version           string
+		Status, Metrics, Offline bool
+	}{Host: host, Style: template.CSS(pageCSS), Setup: setup, Version: m.config.Version,
+		Status: m.config.Status != nil, Metrics: m.config.MetricsHandler != nil, Offline: m.config.Upstream == nil}
+	if err := m.ready(r.Context(), false); err != nil {
+		data.Ready = clean(err.Error())
+	}
+	var b bytes.Buffer
+	if err := m.page.html.Execute(&b, data); err != nil {
+		return fmt.Errorf("page: %w", err)
+	}
+	h := w.Header()
+	h["Content-Security-Policy"] = m.page.policy
+	h["Referrer-Policy"] = []string{"no-referrer"}
+	h["Vary"] = []string{"Accept, User-Agent"}
+	send(w, r, typeHTML, b.Bytes())
+	return nil
+}
+
+// setupLines are the commands that make a go command use the mirror at the address where r came in. There is no
+// "direct" at the end: what the mirror refuses must not be fetched around it.
+func setupLines(r *http.Request) []string {
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	return []string{"go env -w GOPROXY=" + scheme + "://" + hostOf(r)}
+}
+
+// hostOf returns the address that the client used, if it cannot be anything else: people paste it into a shell.
+func hostOf(r *http.Request) string {
+	for i := range len(r.Host) {
+		switch c := r.Host[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == ':', c == '[', c == ']':
+		default:
+			return "localhost"
+		}
+	}
+	if r.Host == "" || len(r.Host) > 255 {
+		return "localhost"
+	}
+	return r.Host
+}
+
+func wantsHTML(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "text/html") && !strings.HasPrefix(r.UserAgent(), "curl/")
+}
+
+func sendPlain(w *response, r *http.Request, s string) { send(w, r, typeText, []byte(s)) }
+
+// send answers with something that is true only now.
+func send(w *response, r *http.Request, contentType []string, b []byte) {
+	h := w.Header()
+	h["Content-Type"] = contentType
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(b))}
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(b)
+	}
+}

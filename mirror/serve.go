@@ -1,0 +1,381 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+// errGone is for a client that left before its answer was ready.
+var errGone = errors.New("the client is gone")
+
+// ServeHTTP implements [http.Handler].
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	id := m.ids.of(r)
+	w.Header()["X-Request-Id"] = []string{id}
+	out := &response{ResponseWriter: w}
+	m.metrics.inFlight.Inc()
+	defer func() {
+		m.metrics.inFlight.Dec()
+		took := time.Since(start)
+		m.metrics.observe(out.class, out.outcome, out.status, out.sent, took)
+		m.access(r, out, id, took)
+	}()
+	if err := m.route(out, r, id); err != nil {
+		if r.Context().Err() != nil {
+			err = fmt.Errorf("%w: %w", errGone, err)
+		}
+		out.err, out.outcome = err, outcomeOf(err)
+		if out.outcome != outcomeGone {
+			writeError(out, r, id, err)
+		}
+	}
+}
+
+// route answers r, or returns an error before anything is sent.
+func (m *Mirror) route(w *response, r *http.Request, id string) error {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return fmt.Errorf("%s: %w, use GET or HEAD", cut(r.Method, 20), errMethod)
+	}
+	path := r.URL.EscapedPath()
+	if a, ok := m.hot.get(path); ok {
+		w.class = a.class
+		sendAnswer(w, r, &a.answer)
+		return nil
+	}
+	switch path {
+	case "/", "/status", "/healthz", "/readyz", "/metrics":
+		w.class = classPage
+		return m.servePage(w, r, path, id)
+	}
+	p := strings.TrimPrefix(path, cachedOnly)
+	if strings.HasPrefix(p, "/sumdb/") {
+		w.class = classSumDB
+		return m.serveSumDB(w, r, len(p) < len(path))
+	}
+	req, err := ParseRequest(path)
+	if err != nil {
+		return err
+	}
+	if v := r.Header["Disable-Module-Fetch"]; len(v) > 0 {
+		if b, err := strconv.ParseBool(v[0]); err == nil && b {
+			req.CachedOnly = true
+		}
+	}
+	w.class = classOf(req)
+	if m.config.Private != "" && module.MatchPrefixPatterns(m.config.Private, req.Module.Path) {
+		w.hidden = true
+		return fmt.Errorf("%s is private here and not served; put it in the client's GOPRIVATE to fetch it directly: %w", req.Module.Path, artifact.ErrPolicy)
+	}
+	return m.serveModule(w, r, req, path, id)
+}
+
+func classOf(req Request) class {
+	switch req.Op {
+	case OpList:
+		return classList
+	case OpLatest:
+		return classLatest
+	case OpQuery:
+		return classQuery
+	}
+	switch req.Kind {
+	case artifact.Info:
+		return classInfo
+	case artifact.Mod:
+		return classMod
+	}
+	return classZip
+}
+
+// serveModule answers a request of the GOPROXY protocol.
+func (m *Mirror) serveModule(w *response, r *http.Request, req Request, path, id string) error {
+	ctx := r.Context()
+	var a *answer
+	var err error
+	switch req.Op {
+	case OpList:
+		a, w.outcome, err = m.list.get(ctx, req.Module.Path, req.CachedOnly)
+	case OpLatest:
+		a, w.outcome, err = m.latest.get(ctx, req.Module.Path, req.CachedOnly)
+	case OpQuery:
+		a, w.outcome, err = m.query(ctx, req.Module, req.CachedOnly)
+	default:
+		return m.serveArtifact(w, r, req, path, id)
+	}
+	if err != nil {
+		return err
+	}
+	sendAnswer(w, r, a)
+	return nil
+}
+
+// hotAnswer is a small artifact that is ready to be sent.
+type hotAnswer struct {
+	answer
+	class class
+}
+
+// serveArtifact answers with an info, a go.mod or a zip.
+func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, id string) error {
+	got, err := m.artifact(r.Context(), req, id)
+	if err != nil {
+		return err
+	}
+	w.outcome = got.outcome
+	etag := `"sha256:` + got.ref.Digest.String() + `"`
+	contentType := typeText
+	switch req.Kind {
+	case artifact.Info:
+		contentType = typeJSON
+	case artifact.Zip:
+		contentType = typeZip
+	}
+	if got.file == nil {
+		a := newAnswer(got.small, contentType, immutable, etag)
+		// Only under the two spellings that clients use, or one object could fill the memory.
+		if p := req.Path(); !req.CachedOnly && (path == p || path == strings.ReplaceAll(p, "!", "%21")) {
+			m.hot.put(path, &hotAnswer{*a, w.class}, a.cost()+int64(len(path)), 0)
+		}
+		sendAnswer(w, r, a)
+		return nil
+	}
+	defer got.file.Close()
+	h := w.Header()
+	h["Content-Type"] = contentType
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = immutable
+	h["Etag"] = []string{etag}
+	// A client that reads too slowly must not keep a file and a connection for ever. Not every writer has deadlines.
+	const slowest = 32 << 10 // bytes a second
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute + time.Duration(got.ref.Size/slowest)*time.Second))
+	http.ServeContent(w, r, "", time.Time{}, got.file)
+	return nil
+}
+
+// found is an artifact ready to be sent: in memory, or in a file that the receiver closes.
+type found struct {
+	ref     artifact.Ref
+	small   []byte
+	file    *os.File
+	outcome outcome
+}
+
+// artifact finds an artifact, and has it fetched if need be.
+func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, error) {
+	mv, k := req.Module, req.Kind
+	man, err := m.manifest(ctx, mv)
+	if err != nil {
+		return found{}, err
+	}
+	small, file, err := m.load(ctx, man, k)
+	if err == nil {
+		return found{man.Ref(k), small, file, outcomeHit}, nil
+	}
+	if !isAbsent(err) && !errors.Is(err, artifact.ErrDamaged) {
+		return found{}, err
+	}
+	if m.config.Upstream == nil {
+		if isAbsent(err) {
+			err = fmt.Errorf("%s %s: %w", mv, k, errOffline)
+		}
+		return found{}, err
+	}
+	if req.CachedOnly {
+		return found{}, err
+	}
+	key := k.String() + " " + mv.String()
+	if err, ok := m.negative.get(key); ok {
+		return found{}, err
+	}
+	man, small, joined, err := m.fetch(ctx, mv, k, key, id)
+	if err != nil {
+		return found{}, err
+	}
+	out := found{ref: man.Ref(k), small: small, outcome: outcomeFetched}
+	if joined {
+		out.outcome = outcomeJoined
+	}
+	if small == nil {
+		if out.small, out.file, err = m.load(ctx, man, k); err != nil {
+			return found{}, notAbsent(err)
+		}
+	}
+	return out, nil
+}
+
+// fetch brings an artifact in, or joins whoever does.
+func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (artifact.Manifest, []byte, bool, error) {
+	type brought struct {
+		man   artifact.Manifest
+		small []byte
+	}
+	slots, budget := m.small, m.config.FetchBudget
+	if k == artifact.Zip {
+		slots, budget = m.zips, m.config.ZipBudget
+	}
+	l, err := fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (brought, error) {
+		man, small, err := m.ingest(ctx, mv, k, id)
+		if err != nil {
+			return brought{}, m.forget(key, err)
+		}
+		m.negative.drop(key)
+		return brought{man, small}, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", mv, k, err)
+	}
+	return l.value.man, l.value.small, l.joined, err
+}
+
+// manifest returns what is published for mv, which is nothing if the catalog does not know it.
+func (m *Mirror) manifest(ctx context.Context, mv module.Version) (artifact.Manifest, error) {
+	man, err := m.config.Index.Manifest(ctx, mv)
+	if isAbsent(err) {
+		return artifact.Manifest{Module: mv}, nil
+	}
+	if err != nil {
+		return artifact.Manifest{}, fmt.Errorf("%s: catalog: %w", mv, err)
+	}
+	return man, nil
+}
+
+// load returns the published bytes of kind k: in memory if the catalog carries them, else as a file. The error matches
+// fs.ErrNotExist if there are none, and artifact.ErrDamaged if they should be here and are not.
+func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kind) ([]byte, *os.File, error) {
+	ref := man.Ref(k)
+	if ref.IsZero() {
+		return nil, nil, notExist("%s %s: not held", man.Module, k)
+	}
+	if k != artifact.Zip && ref.Size <= artifact.MaxInline {
+		b, err := m.config.Index.Inline(ctx, ref.Digest)
+		if err == nil && artifact.RefOf(b) != ref {
+			err = fmt.Errorf("the catalog has %v for it: %w", artifact.RefOf(b), artifact.ErrDamaged)
+		}
+		if err != nil {
+			return nil, nil, notAbsent(fmt.Errorf("%s %s: %w", man.Module, k, err))
+		}
+		return b, nil, nil
+	}
+	f, err := m.config.Store.Open(ref)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("published, but its bytes are missing here: %w", artifact.ErrDamaged)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s %s: %w", man.Module, k, err)
+	}
+	return nil, f, nil
+}
+
+// published is called when something of mv was published here: what memory says of it may be out of date.
+func (m *Mirror) published(ctx context.Context, mv module.Version) {
+	m.publications.Add(1)
+	m.relist(ctx, mv.Path)
+	if s, ok := m.latest.memory.get(mv.Path); ok && (s.absent != nil || m.config.Upstream == nil) {
+		m.latest.memory.drop(mv.Path)
+	}
+}
+
+// sendAnswer sends a. What is not an artifact has no ETag and no ranges.
+func sendAnswer(w *response, r *http.Request, a *answer) {
+	h := w.Header()
+	h["Content-Type"] = a.contentType
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = a.cacheFor
+	if a.etag != nil {
+		h["Etag"] = a.etag
+		if conditional(r.Header) {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
+			return
+		}
+	}
+	h["Content-Length"] = a.length
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(a.body) // the client sees by the length if it is cut short
+	}
+}
+
+func conditional(h http.Header) bool {
+	return h["Range"] != nil || h["If-None-Match"] != nil || h["If-Match"] != nil || h["If-Range"] != nil
+}
+
+// serveSumDB hands a request over to the checksum database, without the client's credentials, and unless it asks about
+// a private module.
+func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
+	if m.config.SumDB == nil {
+		return notExist("no checksum database is served here")
+	}
+	path, err := decodePath(r.URL.EscapedPath())
+	if err != nil {
+		return err
+	}
+	if i := strings.Index(path, "/lookup/"); i >= 0 && m.config.Private != "" {
+		escaped, _, _ := strings.Cut(path[i+len("/lookup/"):], "@")
+		if mod, err := module.UnescapePath(escaped); err == nil && module.MatchPrefixPatterns(m.config.Private, mod) {
+			w.hidden = true
+			return fmt.Errorf("%s is private here and in no checksum database; put it in the client's GOPRIVATE: %w", mod, artifact.ErrPolicy)
+		}
+	}
+	r2 := *r
+	r2.Header = make(http.Header, len(r.Header)+1)
+	for k, v := range r.Header {
+		switch k {
+		case "Authorization", "Cookie", "Proxy-Authorization":
+		default:
+			r2.Header[k] = v
+		}
+	}
+	if only {
+		u := *r.URL
+		u.Path = strings.TrimPrefix(u.Path, cachedOnly)
+		u.RawPath = strings.TrimPrefix(u.RawPath, cachedOnly)
+		r2.URL = &u
+		r2.Header["Disable-Module-Fetch"] = []string{"true"}
+	}
+	m.config.SumDB.ServeHTTP(w, &r2)
+	switch {
+	case w.status >= 500:
+		w.outcome = outcomeError
+	case w.status == http.StatusNotFound:
+		w.outcome = outcomeMiss
+	case w.status >= 400:
+		w.outcome = outcomeRefused
+	}
+	return nil
+}
+
+// access logs one answered request: what failed or was refused at Info, the rest at Debug.
+func (m *Mirror) access(r *http.Request, w *response, id string, took time.Duration) {
+	level := slog.LevelDebug
+	if w.status >= http.StatusInternalServerError || w.status == http.StatusForbidden {
+		level = slog.LevelInfo
+	}
+	ctx := r.Context()
+	if !m.log.Enabled(ctx, level) {
+		return
+	}
+	path, reason := cut(r.URL.Path, 512), ""
+	if w.err != nil {
+		reason = cut(w.err.Error(), 2<<10)
+	}
+	if w.hidden {
+		path, reason = "(private)", artifact.ErrPolicy.Error()
+	}
+	m.log.LogAttrs(ctx, level, "request", slog.String("id", id), slog.String("method", cut(r.Method, 20)), slog.String("path", path),
+		slog.Int("status", w.status), slog.String("class", w.class.String()), slog.String("outcome", w.outcome.String()),
+		slog.Int64("bytes", w.sent), slog.Duration("took", took), slog.String("err", reason))
+}

@@ -1,0 +1,139 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"modmirror/mirror/artifact"
+)
+
+// errMethod is for a method other than GET and HEAD.
+var errMethod = errors.New("method not allowed")
+
+// statusOf is the one place that turns an error into an HTTP status. A failed check comes first and a missing thing
+// last: the go command goes on to its next source after a 404 (and only then, with commas in GOPROXY), so an error that
+// holds anything besides "there is no such version" must not become one.
+func statusOf(err error) int {
+	switch {
+	case err == nil:
+		return http.StatusOK
+	case errors.Is(err, errMethod):
+		return http.StatusMethodNotAllowed
+	case errors.Is(err, ErrBadRequest):
+		return http.StatusBadRequest
+	case errors.Is(err, artifact.ErrPolicy), errors.Is(err, artifact.ErrRefused), errors.Is(err, artifact.ErrConflict):
+		return http.StatusForbidden
+	case errors.Is(err, artifact.ErrMalformed):
+		return http.StatusBadGateway
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return http.StatusGatewayTimeout
+	case errors.Is(err, artifact.ErrUnavailable), errors.Is(err, artifact.ErrStale), errors.Is(err, artifact.ErrDamaged), errors.Is(err, context.Canceled):
+		return http.StatusServiceUnavailable
+	case errors.Is(err, fs.ErrNotExist):
+		return http.StatusNotFound
+	}
+	return http.StatusInternalServerError
+}
+
+// isAbsent reports whether err says that something is known not to exist, and nothing else.
+func isAbsent(err error) bool { return statusOf(err) == http.StatusNotFound }
+
+// outcomeOf returns what the metrics call an error.
+func outcomeOf(err error) outcome {
+	switch status := statusOf(err); {
+	case errors.Is(err, errGone):
+		return outcomeGone
+	case status == http.StatusNotFound:
+		return outcomeMiss
+	case status < http.StatusInternalServerError:
+		return outcomeRefused
+	}
+	return outcomeError
+}
+
+// What a client can do about it, by status.
+var advice = map[int]string{
+	http.StatusForbidden:           "; it is not served, ask who runs this mirror",
+	http.StatusInternalServerError: "; ask who runs this mirror",
+	http.StatusBadGateway:          "; try again, or ask who runs this mirror",
+	http.StatusServiceUnavailable:  "; try again later",
+	http.StatusGatewayTimeout:      "; try again later",
+}
+
+const (
+	maxReason = 420 // bytes of the first line of an error, without the advice; the go command shows 648 bytes in all
+	retry     = "5" // seconds
+)
+
+// writeError answers with the status of err and the reason as plain text: the reason in the first line, the id of the
+// request in the second. The go command shows it to the developer (8 lines, 648 bytes, plain text only). What is
+// inside a 500 stays inside: it is in the log under the id.
+func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
+	status := statusOf(err)
+	reason := clean(err.Error())
+	if status == http.StatusInternalServerError {
+		reason = "internal error"
+	}
+	h := w.Header()
+	body := reason + advice[status] + "\nrequest id: " + id + "\n"
+	h["Content-Type"] = typeText
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = noStore
+	var absent *rememberedError
+	switch {
+	case errors.As(err, &absent) && status == http.StatusNotFound:
+		h["Cache-Control"] = brieflyCached
+	case status == http.StatusMethodNotAllowed:
+		h["Allow"] = allowGet
+	case status >= http.StatusBadGateway:
+		h["Retry-After"] = []string{retry}
+	}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte(body)) // a client that is gone needs no answer
+	}
+}
+
+// private matches what an error of ours or of the standard library may say about the inside of a network or of a
+// machine: URLs, addresses with and without port, names with a port or being resolved, absolute file names.
+var private = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+]*://[^\s"]+` +
+	`|\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^\]\s]+)?\](:\d+)?` +
+	`|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b` +
+	`|\b(localhost|[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+):\d{1,5}\b` +
+	`|\blookup \S+( on \S+)?` +
+	`|(^|[\s"=(])/[^\s":]+/[^\s":]*`)
+
+// clean makes one line of s that is fit for a stranger's terminal: bounded, printable, without addresses.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || r == '\r' {
+			return ' '
+		}
+		if r == utf8.RuneError || !unicode.IsGraphic(r) {
+			return -1
+		}
+		return r
+	}, cut(s, 4*maxReason))
+	return cut(private.ReplaceAllString(s, " (hidden)"), maxReason)
+}
+
+// cut returns at most n bytes of s, whole characters.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	n -= len("…")
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
+}
