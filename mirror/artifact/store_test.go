@@ -2,9 +2,15 @@ package artifact
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -70,5 +76,448 @@ func TestStoreKeepsBytesOverRestart(t *testing.T) {
 		}
 		s.Close()
 		s = openTestStore(t, dir)
+	}
+}
+
+// Whatever the step before which the power fails: after it the bytes are complete or absent, and if Commit said that
+// they are durable they are there. Everything else is swept.
+func TestStoreSurvivesPowerLoss(t *testing.T) {
+	want := bytes.Repeat([]byte("some zip "), 1000)
+	var committed, lost int
+	for _, undo := range []bool{false, true} {
+		for budget, over := 1, false; !over; budget++ {
+			dir := t.TempDir()
+			s, d := openUnsafe(t, dir)
+			d.note(func() { d.budget = d.steps + budget })
+			ref, err := tryPut(s, want)
+			d.note(func() { over = !d.dead })
+			d.cut(t, undo)
+			s.Close()
+
+			s = openTestStore(t, dir)
+			got, gerr := get(s, RefOf(want))
+			switch {
+			case gerr == nil && bytes.Equal(got, want):
+				committed++
+			case errors.Is(gerr, fs.ErrNotExist) && err != nil:
+				lost++
+			default:
+				t.Errorf("power lost before step %d: Commit = %v, %v, then Open: %d bytes, %v", budget, ref, err, len(got), gerr)
+			}
+			if left, err := s.names(tmpDir); err != nil || len(left) > 0 {
+				t.Errorf("power lost before step %d: tmp holds %q, %v", budget, left, err)
+			}
+			if _, err := tryPut(s, want); err != nil {
+				t.Errorf("power lost before step %d: second attempt: %v", budget, err)
+			}
+			s.Close()
+		}
+	}
+	if committed < 2 || lost < 6 {
+		t.Errorf("%d times committed, %d times lost: the test is blind", committed, lost)
+	}
+}
+
+// A commit of bytes that another one has just put in place, and not made durable yet, must not claim that they are.
+func TestCommitOfExistingBytesIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	s, d := openUnsafe(t, dir)
+	want := []byte("some zip")
+	d.fail = func(op, name string) error {
+		if op != "syncdir" {
+			return nil
+		}
+		d.fail = nil
+		d.mu.Unlock() // as if between the rename and the fsync of the first commit
+		defer d.mu.Lock()
+		if _, err := tryPut(s, want); err != nil {
+			t.Errorf("second commit: %v", err)
+		}
+		return errPower
+	}
+	if _, err := tryPut(s, want); err == nil {
+		t.Error("first commit succeeds without its fsync")
+	}
+	d.cut(t, true)
+	s.Close()
+	if got, err := get(openTestStore(t, dir), RefOf(want)); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("after the power came back: %q, %v", got, err)
+	}
+}
+
+func TestStoreStopsWritingAfterFault(t *testing.T) {
+	eio := &fs.PathError{Op: "fsync", Path: "x", Err: syscall.EIO}
+	for _, op := range []string{"write", "fsync", "read", "rename", "syncdir"} {
+		s, d := openUnsafe(t, t.TempDir())
+		old := put(t, s, []byte("old"))
+		open, err := s.Create(100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.note(func() { d.fail = failingOnce(op, eio) })
+		if _, err := tryPut(s, []byte("new")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s fails: %v, want ErrUnavailable", op, err)
+		}
+		first := s.Err()
+		if first == nil || !strings.Contains(first.Error(), "input/output error") {
+			t.Errorf("%s fails: Err = %v", op, first)
+			continue
+		}
+		if _, err := s.Create(100); err != first {
+			t.Errorf("%s failed: Create = %v, want the first fault", op, err)
+		}
+		_, _ = open.Write([]byte("open"))
+		if _, err := open.Commit(); err != first {
+			t.Errorf("%s failed: Commit of an open draft = %v, want the first fault", op, err)
+		}
+		if err := s.Remove(old.Digest); err != first {
+			t.Errorf("%s failed: Remove = %v, want the first fault", op, err)
+		}
+		if got, err := get(s, old); err != nil || string(got) != "old" {
+			t.Errorf("%s failed: Open = %q, %v", op, got, err)
+		}
+		if err := s.Verify(t.Context(), old); err != nil {
+			t.Errorf("%s failed: Verify = %v", op, err)
+		}
+	}
+}
+
+func TestFullDiskIsForgiven(t *testing.T) {
+	for _, errno := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		for _, op := range []string{"create", "write", "fsync", "rename"} {
+			s, d := openUnsafe(t, t.TempDir())
+			d.note(func() { d.fail = failing(op, &fs.PathError{Op: op, Path: "x", Err: errno}) })
+			_, err := tryPut(s, []byte("some zip"))
+			if !errors.Is(err, ErrUnavailable) || op != "create" && !strings.Contains(err.Error(), "no space") {
+				t.Errorf("%v at %s: %v", errno, op, err)
+			}
+			if op == "write" && !strings.Contains(err.Error(), "need up to 524288000 bytes, wrote 4") {
+				t.Errorf("%v at %s: the message does not say what is needed: %v", errno, op, err)
+			}
+			d.note(func() { d.fail = nil })
+			put(t, s, []byte("some zip"))
+			if left, _ := s.names(tmpDir); len(left) > 0 {
+				t.Errorf("%v at %s leaves %q", errno, op, left)
+			}
+		}
+	}
+}
+
+// A missing directory, a read-only disk: nothing about that is a missing version.
+func TestStoreFaultsAreNeverNotExist(t *testing.T) {
+	for _, op := range []string{"create", "write", "fsync", "rename", "syncdir"} {
+		s, d := openUnsafe(t, t.TempDir())
+		d.note(func() { d.fail = failing(op, fs.ErrNotExist) })
+		if _, err := tryPut(s, []byte("x")); errors.Is(err, fs.ErrNotExist) || !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable only", op, err)
+		}
+	}
+	s := openTestStore(t, t.TempDir())
+	s.Close()
+	if _, err := s.Open(RefOf(nil)); errors.Is(err, fs.ErrNotExist) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Open of a closed store: %v, want ErrUnavailable only", err)
+	}
+	if _, err := s.Create(1); errors.Is(err, fs.ErrNotExist) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Create in a closed store: %v, want ErrUnavailable only", err)
+	}
+}
+
+// lyingFile writes other bytes than it was given.
+type lyingFile struct{ file }
+
+func (f lyingFile) Write(p []byte) (int, error) {
+	p = bytes.Clone(p)
+	p[0] ^= 1
+	return f.file.Write(p)
+}
+
+func TestCommitReadsBack(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	d, err := s.Create(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.f = lyingFile{d.f}
+	_, _ = d.Write([]byte("some zip"))
+	if _, err := d.Commit(); !errors.Is(err, ErrUnavailable) || s.Err() == nil {
+		t.Errorf("Commit of bytes that changed on their way = %v, store fault %v", err, s.Err())
+	}
+	for ref := range s.All() {
+		t.Errorf("store has %v", ref)
+	}
+}
+
+func TestDraftEnforcesItsLimit(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	d, err := s.Create(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := d.Write(make([]byte, 10)); n != 10 || err != nil {
+		t.Errorf("Write of the limit = %d, %v", n, err)
+	}
+	if _, err := d.Write([]byte{1}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "10 bytes") {
+		t.Errorf("Write of one byte more = %v, want ErrRefused with the limit", err)
+	}
+	if _, err := d.Write(nil); !errors.Is(err, ErrRefused) {
+		t.Errorf("Write afterwards = %v, want the same", err)
+	}
+	if d.Size() != 10 {
+		t.Errorf("Size = %d, want 10", d.Size())
+	}
+	if _, err := d.Commit(); !errors.Is(err, ErrRefused) {
+		t.Errorf("Commit = %v, want ErrRefused", err)
+	}
+	if s.Err() != nil || s.Has(RefOf(make([]byte, 10))) {
+		t.Errorf("store fault %v, or the start of the bytes is stored", s.Err())
+	}
+}
+
+func TestDraftAfterItsEnd(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	for name, end := range map[string]func(*Draft){
+		"Commit":     func(d *Draft) { _, _ = d.Commit() },
+		"Discard":    func(d *Draft) { d.Discard() },
+		"Quarantine": func(d *Draft) { _ = d.Quarantine("test") },
+	} {
+		d, err := s.Create(10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = d.Write([]byte(name))
+		end(d)
+		d.Discard()
+		_, werr := d.Write([]byte("x"))
+		_, cerr := d.Commit()
+		_, rerr := d.ReadAt(make([]byte, 1), 0)
+		for _, err := range []error{werr, cerr, rerr, d.Quarantine("again")} {
+			if !errors.Is(err, fs.ErrClosed) {
+				t.Errorf("after %s: %v, want fs.ErrClosed", name, err)
+			}
+		}
+		if s.Has(RefOf([]byte(name))) != (name == "Commit") {
+			t.Errorf("after %s: Has = %v", name, name != "Commit")
+		}
+	}
+	if left, _ := s.names(tmpDir); len(left) > 0 || s.Err() != nil {
+		t.Errorf("tmp holds %q, fault %v", left, s.Err())
+	}
+}
+
+func TestDraftShowsWhatWasWritten(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	d, err := s.Create(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Discard()
+	_, _ = d.Write([]byte("some "))
+	_, _ = d.Write([]byte("zip"))
+	b, err := io.ReadAll(io.NewSectionReader(d, 0, d.Size()))
+	if err != nil || string(b) != "some zip" || d.Ref() != RefOf(b) {
+		t.Errorf("draft holds %q, %v, Ref %v", b, err, d.Ref())
+	}
+	if b, err := os.ReadFile(d.Name()); err != nil || string(b) != "some zip" {
+		t.Errorf("the file holds %q, %v", b, err)
+	}
+	fi, err := os.Stat(d.Name())
+	if err != nil || fi.Mode().Perm()&0o077 != 0 {
+		t.Errorf("other users may do something: %v, %v", fi.Mode(), err)
+	}
+}
+
+func TestCommitNeverRewrites(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	ref := put(t, s, []byte("some zip"))
+	before, err := s.root.Stat(blobName(ref.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, []byte("some zip"))
+	after, err := s.root.Stat(blobName(ref.Digest))
+	if err != nil || !os.SameFile(before, after) {
+		t.Errorf("the second commit replaced the file (%v)", err)
+	}
+	if left, _ := s.names(tmpDir); len(left) > 0 {
+		t.Errorf("tmp holds %q", left)
+	}
+}
+
+func TestStoreTellsDamageFromAbsence(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	for name, damage := range map[string]func(name string) error{
+		"cut":       func(name string) error { return os.Truncate(name, 3) },
+		"longer":    func(name string) error { return os.Truncate(name, 300) },
+		"empty":     func(name string) error { return os.Truncate(name, 0) },
+		"directory": func(name string) error { return errors.Join(os.Remove(name), os.Mkdir(name, 0o700)) },
+		"link":      func(name string) error { return errors.Join(os.Remove(name), os.Symlink("/etc/hostname", name)) },
+	} {
+		ref := put(t, s, []byte("bytes to be damaged: "+name))
+		file := filepath.Join(s.dir, blobName(ref.Digest))
+		if err := damage(file); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{second(s.Open(ref)), s.Verify(t.Context(), ref)} {
+			if !errors.Is(err, ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %v, want ErrDamaged", name, err)
+			}
+		}
+		if s.Has(ref) {
+			t.Errorf("%s: Has = true", name)
+		}
+		if err := s.Remove(ref.Digest); err != nil {
+			t.Errorf("%s: Remove: %v", name, err)
+		}
+		if _, err := s.Open(ref); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: Open after Remove: %v, want fs.ErrNotExist", name, err)
+		}
+		put(t, s, []byte("bytes to be damaged: "+name))
+		if err := s.Verify(t.Context(), ref); err != nil {
+			t.Errorf("%s: after it was healed: %v", name, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A flipped bit keeps the size: only Verify finds it.
+func TestVerifyFindsFlippedBits(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	want := []byte("some zip")
+	ref := put(t, s, want)
+	for i := range want {
+		b := bytes.Clone(want)
+		b[i] ^= 4
+		if err := os.WriteFile(filepath.Join(s.dir, blobName(ref.Digest)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Verify(t.Context(), ref); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), DigestOf(b).String()) {
+			t.Errorf("byte %d: %v, want ErrDamaged with both digests", i, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Verify(ctx, ref); !errors.Is(err, context.Canceled) || errors.Is(err, ErrDamaged) {
+		t.Errorf("Verify after its context ended: %v, want context.Canceled", err)
+	}
+}
+
+// A commit heals a blob whose size is wrong without being told to.
+func TestCommitHealsWrongSize(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	ref := put(t, s, []byte("some zip"))
+	if err := os.Truncate(filepath.Join(s.dir, blobName(ref.Digest)), 2); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, []byte("some zip"))
+	if err := s.Verify(t.Context(), ref); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAllYieldsBlobsOnly(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	want := make(map[Ref]bool)
+	for i := range 300 {
+		want[put(t, s, []byte(strings.Repeat("x", i)))] = true
+	}
+	misplaced := DigestOf([]byte("misplaced")).String()
+	for _, name := range []string{"blobs/sha256/00/README", "blobs/sha256/00/" + strings.ToUpper(misplaced), "blobs/sha256/" + flipped(misplaced) + "/" + misplaced} {
+		if err := s.root.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last string
+	for ref, err := range s.All() {
+		if err != nil || !want[ref] || ref.Digest.String() <= last {
+			t.Errorf("All yields %v, %v after %s", ref, err, last)
+		}
+		delete(want, ref)
+		last = ref.Digest.String()
+	}
+	if len(want) > 0 {
+		t.Errorf("All misses %d blobs", len(want))
+	}
+	n := 0
+	for range s.All() {
+		if n++; n == 3 {
+			break
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(s.dir, blobDir, "07")); err != nil {
+		t.Fatal(err)
+	}
+	var errs []error
+	for _, err := range s.All() {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) != 1 || !errors.Is(errs[0], ErrUnavailable) || errors.Is(errs[0], fs.ErrNotExist) {
+		t.Errorf("All without a directory: %v, want one ErrUnavailable", errs)
+	}
+}
+
+// flipped returns a fan-out directory that is not that of the digest.
+func flipped(digest string) string {
+	if digest[:2] == "00" {
+		return "01"
+	}
+	return "00"
+}
+
+func TestStoreConcurrently(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 12 {
+				b := []byte(strings.Repeat("zip", j%4)) // the same few by all
+				ref, err := tryPut(s, b)
+				if err != nil {
+					t.Errorf("commit: %v", err)
+					return
+				}
+				if got, err := get(s, ref); err != nil || !bytes.Equal(got, b) {
+					t.Errorf("read after commit: %q, %v", got, err)
+				}
+				if i == 0 {
+					for _, err := range s.All() {
+						if err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if left, _ := s.names(tmpDir); len(left) > 0 || s.Err() != nil {
+		t.Errorf("tmp holds %q, fault %v", left, s.Err())
+	}
+}
+
+// The store shares tmp/ and sweeps its own drafts only; it does not follow links out of the directory.
+func TestOpenStoreSweepsDraftsOnly(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	s := openTestStore(t, dir)
+	for _, name := range []string{"tmp/draft-leftover", "tmp/snapshot"} {
+		if err := s.root.WriteFile(name, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	s = openTestStore(t, dir)
+	if left, err := s.names(tmpDir); err != nil || len(left) != 1 || left[0] != "snapshot" {
+		t.Errorf("tmp holds %q, %v, want the snapshot", left, err)
+	}
+	s.Close()
+
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "tmp")), os.Symlink(outside, filepath.Join(dir, "tmp"))); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := OpenStore(dir); err == nil {
+		s.Close()
+		t.Error("OpenStore follows a link out of the data directory")
 	}
 }

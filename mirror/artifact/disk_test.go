@@ -1,0 +1,193 @@
+package artifact
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"testing"
+)
+
+// unsafeDisk is a disk that keeps what was not fsynced in mind, to lose it when the power fails, and that can be told to
+// fail. It has the rules that a Store counts on: contents are durable after Sync of the file, names after SyncDir of
+// their directory.
+type unsafeDisk struct {
+	rootDisk
+	fail func(op, name string) error // before each operation; nil: nothing fails
+
+	mu      sync.Mutex
+	dead    bool              // guarded by mu, as the rest: the power is off
+	steps   int               // operations so far
+	budget  int               // the power fails in front of the operation of this number; 0: never
+	dirty   map[string]bool   // files with contents that are not durable
+	renames map[string][]move // by directory: names in it that are not durable
+}
+
+type move struct{ from, to string }
+
+var errPower = errors.New("no power")
+
+func (d *unsafeDisk) step(op, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.steps++
+	if d.dead || d.steps == d.budget {
+		d.dead = true
+		return errPower
+	}
+	if d.fail != nil {
+		return d.fail(op, name)
+	}
+	return nil
+}
+
+// note changes what is known of the disk, under the lock.
+func (d *unsafeDisk) note(f func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f()
+}
+
+func (d *unsafeDisk) Create(name string) (file, error) {
+	if err := d.step("create", name); err != nil {
+		return nil, err
+	}
+	f, err := d.rootDisk.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	d.note(func() { d.dirty[name] = true })
+	return &unsafeFile{file: f, d: d, name: name}, nil
+}
+
+func (d *unsafeDisk) Rename(oldname, newname string) error {
+	if err := d.step("rename", newname); err != nil {
+		return err
+	}
+	if err := d.rootDisk.Rename(oldname, newname); err != nil {
+		return err
+	}
+	d.note(func() {
+		d.dirty[newname] = d.dirty[oldname]
+		delete(d.dirty, oldname)
+		dir := path.Dir(newname)
+		d.renames[dir] = append(d.renames[dir], move{oldname, newname})
+	})
+	return nil
+}
+
+func (d *unsafeDisk) Remove(name string) error {
+	if err := d.step("remove", name); err != nil {
+		return err
+	}
+	return d.rootDisk.Remove(name)
+}
+
+func (d *unsafeDisk) Mkdir(name string) error { return d.rootDisk.Mkdir(name) }
+
+func (d *unsafeDisk) SyncDir(name string) error {
+	if err := d.step("syncdir", name); err != nil {
+		return err
+	}
+	d.note(func() { delete(d.renames, name) })
+	return d.rootDisk.SyncDir(name)
+}
+
+// cut turns the power off and makes the directory what it may be then: contents that were not fsynced are gone, names
+// that were not fsynced are the old ones if undo says so (a kernel may also have written them already).
+func (d *unsafeDisk) cut(t *testing.T, undo bool) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dead = true
+	for name, dirty := range d.dirty {
+		if !dirty {
+			continue
+		}
+		if fi, err := d.root.Lstat(name); err == nil {
+			f, err := d.root.OpenFile(name, os.O_WRONLY, 0)
+			if err == nil {
+				err = errors.Join(f.Truncate(fi.Size()/2), f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, moves := range d.renames {
+		for _, m := range moves {
+			if undo {
+				if err := d.root.Rename(m.to, m.from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+type unsafeFile struct {
+	file
+	d    *unsafeDisk
+	name string
+}
+
+func (f *unsafeFile) Write(p []byte) (int, error) {
+	if err := f.d.step("write", f.name); err != nil {
+		n, _ := f.file.Write(p[:len(p)/2]) // a disk that runs full takes some
+		return n, err
+	}
+	return f.file.Write(p)
+}
+
+func (f *unsafeFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.d.step("read", f.name); err != nil {
+		return 0, err
+	}
+	return f.file.ReadAt(p, off)
+}
+
+func (f *unsafeFile) Sync() error {
+	if err := f.d.step("fsync", f.name); err != nil {
+		return err
+	}
+	f.d.note(func() { f.d.dirty[f.name] = false })
+	return f.file.Sync()
+}
+
+// openUnsafe opens a store on an unsafeDisk that works; the test breaks it afterwards.
+func openUnsafe(t *testing.T, dir string) (*Store, *unsafeDisk) {
+	t.Helper()
+	var d *unsafeDisk
+	s, err := openStore(dir, func(root *os.Root) disk {
+		d = &unsafeDisk{rootDisk: rootDisk{root}, dirty: map[string]bool{}, renames: map[string][]move{}}
+		return d
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, d
+}
+
+// failing returns the errors of a disk on which one operation fails each time.
+func failing(op string, err error) func(string, string) error {
+	return func(o, _ string) error {
+		if o == op {
+			return err
+		}
+		return nil
+	}
+}
+
+// failingOnce is failing for the first time only: a retry would succeed.
+func failingOnce(op string, err error) func(string, string) error {
+	done := false
+	return func(o, _ string) error {
+		if o != op || done {
+			return nil
+		}
+		done = true
+		return err
+	}
+}
