@@ -1,0 +1,243 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"modmirror/mirror/artifact"
+)
+
+// ErrLocked means that another process has the data directory open.
+var ErrLocked = errors.New("data directory is in use by another process")
+
+// lockWait is how long an open waits for another process to let go: long enough for one that is just closing.
+const lockWait = 200 * time.Millisecond
+
+// Buckets of catalog.db. Numbers in keys are big endian, so that keys sort as they do.
+var (
+	bucketManifests = []byte("m") // path@version → uvarint seq of its newest leaf, manifest
+	bucketInline    = []byte("b") // digest → byte encoding (0: as it is), uvarint seq of the leaf that brought it, bytes
+	bucketLeaves    = []byte("s") // seq → 32 bytes leaf hash, path@version
+	bucketConflicts = []byte("c") // path@version \0 hash → committed manifest, refused manifest
+	bucketHeads     = []byte("t") // database \0 size → 32 bytes root hash, signed note
+	bucketKeys      = []byte("k") // database → verifier key
+	bucketForks     = []byte("f") // database \0 hash → byte acknowledged, evidence
+	bucketListings  = []byte("l") // path → listing
+	bucketConfig    = []byte("cfg")
+
+	buckets = [][]byte{bucketManifests, bucketInline, bucketLeaves, bucketConflicts, bucketHeads, bucketKeys, bucketForks, bucketListings, bucketConfig}
+)
+
+// Keys of bucket cfg.
+var (
+	keyFormat    = []byte("format")    // byte 1
+	keyApplied   = []byte("applied")   // index, term of the last entry that is in the catalog
+	keyMembers   = []byte("members")   // index of the last configuration entry, its data
+	keyMerkle    = []byte("merkle")    // compact.encode
+	keyManifests = []byte("manifests") // how many
+	keyConflicts = []byte("conflicts") // how many
+	keyCluster   = []byte("cluster")   // the cluster's id
+)
+
+const catalogFormat = 1
+
+// catalog is catalog.db, open. All its reads are local.
+type catalog struct {
+	path string
+
+	mu sync.RWMutex
+	db *bbolt.DB // guarded by mu: readers hold it shared as long as they are in a transaction; nil once closed
+
+	streamMu sync.Mutex
+	streams  map[*stream]bool // guarded by streamMu; snapshots that are being sent
+}
+
+func newCatalog(path string) *catalog { return &catalog{path: path, streams: map[*stream]bool{}} }
+
+// view calls f in a read transaction. f must not keep what it reads, nor take long.
+func (c *catalog) view(f func(s state) error) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.db == nil {
+		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
+	}
+	return c.db.View(func(tx *bbolt.Tx) error { return f(state{tx}) })
+}
+
+// update calls f in a write transaction and commits it. Any error leaves the catalog as it was.
+func (c *catalog) update(f func(s state) error) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.db == nil {
+		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
+	}
+	return c.db.Update(func(tx *bbolt.Tx) error { return f(state{tx}) })
+}
+
+func (c *catalog) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.db == nil {
+		return nil
+	}
+	c.endStreams()
+	db := c.db
+	c.db = nil
+	return db.Close()
+}
+
+// createCatalog makes an empty catalog at path, unless there is one.
+func createCatalog(path string) error {
+	return createFile(path, func(tmp string) error {
+		db, err := bbolt.Open(tmp, 0o600, catalogOptions(false))
+		if err != nil {
+			return err
+		}
+		err = db.Update(func(tx *bbolt.Tx) error {
+			for _, name := range buckets {
+				if _, err := tx.CreateBucket(name); err != nil {
+					return err
+				}
+			}
+			return state{tx}.initialize()
+		})
+		return errors.Join(err, db.Close())
+	})
+}
+
+// openDB opens the catalog's file at path. A file that is shorter than its own header says is refused here, because
+// reading it would kill the process (it is mapped into memory).
+func openDB(path string, readOnly bool) (*bbolt.DB, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, err // bbolt would create it
+	}
+	if !readOnly {
+		db, err := openDB(path, true)
+		if err != nil {
+			return nil, err
+		}
+		if err := db.Close(); err != nil {
+			return nil, err
+		}
+	}
+	opt := catalogOptions(readOnly)
+	db, err := bbolt.Open(path, 0o600, opt)
+	if errors.Is(err, syscall.ENOMEM) { // a limit on address space
+		opt.InitialMmapSize = 0
+		db, err = bbolt.Open(path, 0o600, opt)
+	}
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := db.View(func(tx *bbolt.Tx) error { return checkShape(tx, path) }); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// checkShape reports whether tx can be read safely and is a catalog that this version understands.
+func checkShape(tx *bbolt.Tx, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		return fmt.Errorf("%s is cut short: it has %d bytes of %d", path, info.Size(), tx.Size())
+	}
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return fmt.Errorf("%s is not a catalog: it lacks the bucket %q", path, name)
+		}
+	}
+	if f := tx.Bucket(bucketConfig).Get(keyFormat); len(f) != 1 || f[0] != catalogFormat {
+		return fmt.Errorf("%s has format %v, which this version of modmirror does not know", path, f)
+	}
+	return nil
+}
+
+// catalogOptions: the freelist is written with each commit, because finding it again means to read the whole file
+// (108 s for 1.7 GB on a busy disk); it stays small, as almost nothing is ever deleted. The map is larger than any
+// expected file, which costs address space only, so that growing never has to wait for readers.
+func catalogOptions(readOnly bool) *bbolt.Options {
+	opt := *bbolt.DefaultOptions
+	opt.Timeout = lockWait
+	opt.FreelistType = bbolt.FreelistMapType
+	opt.ReadOnly = readOnly
+	opt.NoStatistics = true
+	if runtime.GOOS == "linux" && strconv.IntSize == 64 && !readOnly {
+		opt.InitialMmapSize = 64 << 30
+	}
+	return &opt
+}
+
+// Catalog is a stopped node's catalog, open for reading. Its methods may be called at the same time.
+type Catalog struct {
+	*catalog
+	id  identity
+	log *bbolt.DB // keeps a node from starting on this directory; nil for a catalog without a log
+}
+
+// OpenCatalog opens the catalog in the data directory dir of a node that does not run. The error matches [ErrLocked] if
+// one does, and [fs.ErrNotExist] if there is none. Nothing is written.
+func OpenCatalog(dir string) (*Catalog, error) {
+	c := &Catalog{catalog: newCatalog(filepath.Join(dir, "catalog.db"))}
+	if err := c.open(dir); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Catalog) open(dir string) (err error) {
+	if c.db, err = openDB(c.path, true); err != nil {
+		return err
+	}
+	if c.id, err = readIdentity(filepath.Join(dir, "node.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	opt := logOptions()
+	opt.ReadOnly = true
+	path := logPath(dir)
+	if have, err := exists(path); err != nil || !have {
+		return err
+	}
+	c.log, err = bbolt.Open(path, 0o600, opt)
+	if errors.Is(err, berrors.ErrTimeout) {
+		return fmt.Errorf("%s: %w", path, ErrLocked)
+	}
+	return err
+}
+
+// Close releases the directory.
+func (c *Catalog) Close() error {
+	err := c.close()
+	if c.log != nil {
+		err = errors.Join(err, c.log.Close())
+	}
+	return err
+}
+
+// Status returns what the catalog knows of itself. There is no role and no leader.
+func (c *Catalog) Status(ctx context.Context) (Status, error) {
+	st := Status{ID: c.id.Node, Role: "stopped"}
+	if c.log != nil {
+		if info, err := os.Stat(c.log.Path()); err == nil {
+			st.LogBytes = info.Size()
+		}
+	}
+	return st, c.fill(ctx, &st)
+}

@@ -1,0 +1,63 @@
+// Package replicate is a node of the cluster: a Raft log, and the catalog that its entries build.
+//
+// # What is agreed on
+//
+// The catalog holds, for each module version, a manifest ([modmirror/mirror/artifact.Manifest]) with the checksum
+// database's record and its proof; the bytes of infos and go.mod files up to 64 KiB; the tree heads of each trusted
+// checksum database, all of them that were ever committed; the evidence of forks and of conflicts; what upstreams said
+// about versions; which databases are trusted. Zips are not in it, only their digests.
+//
+// A node checks everything again when it applies it, with pure functions: the record's proof against a committed head
+// whose signature it verified, the sums against the record, digests and go.sum hash against the inline bytes, a head
+// against the newest one by a consistency proof (RFC 6962 §2.1.2). A leader that lies does not get it into any catalog.
+//
+//   - A manifest only grows, by compare-and-set: what was committed first stays, on every node.
+//   - The newest head of a database only moves to one proven consistent with it. Two heads that contradict each other
+//     are kept as evidence and freeze the database until somebody acknowledges them; what is committed stays.
+//   - Publish returns after its entry is fsynced on a majority of the voters and applied on this node.
+//   - Reads ask no other node. They may be late, they are never wrong.
+//
+// # Files
+//
+//	node.json    who this node is: {"node":"…","cluster":"…"}, random, written once
+//	raft/raft.db Raft's log, term and vote (raft-boltdb)
+//	catalog.db   the catalog (bbolt)
+//
+// An entry of the log is the byte 1 and one or more commands: a byte kind, a uvarint length, a body. A command to trust a
+// database is, in full:
+//
+//	01 03 45 44 "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8"
+//
+// There is one encoding of everything, so nodes compare bytes. An entry that a node cannot parse stops the process: a
+// node that skipped it would no longer hold what the others hold. The catalog's buckets are listed in catalog.go. Each
+// change of a manifest appends a leaf to a Merkle tree (RFC 6962 §2.1; the leaf is the manifest's encoding), so nodes
+// that compare [Node.Root] at the same number of leaves know whether they hold the same.
+//
+// # If the process dies
+//
+// While a node is created: node.json, the log and the catalog are each written under a temporary name, fsynced and then
+// named, the log together with the first entry of the cluster. Whatever of the three is there is whole; the next start
+// makes the rest.
+//
+// While entries are appended: bbolt's commit is atomic, the entries are there or not. Nobody was told that they are
+// committed.
+//
+// While entries are applied: one transaction holds a batch and the index that it ends at. It is in the catalog as a whole
+// or not at all, and the next start applies what the catalog does not have. Entries up to its index are never applied
+// twice.
+//
+// While a snapshot is taken: there is nothing to copy, the catalog is the snapshot. Its index is noted in it first, the
+// log is cut after. In between, the log is merely longer than it needs to be.
+//
+// While a snapshot is sent: the receiver has a temporary file, which its next start removes.
+//
+// While a snapshot is installed: the received file is fsynced and checked as a whole, then renamed over catalog.db, then
+// the directory is fsynced. Before the rename the old catalog is there, and the leader sends again; after it the new one,
+// with the index that it ends at. The log may have older entries; they are below that index and are not asked for.
+//
+// # If the disk fails
+//
+// After the first write or fsync that fails, or takes 30 s, the node writes nothing any more in this process: nobody
+// knows what such a disk holds. It tells Config.OnFault once, leaves the cluster's work to others, and goes on to answer
+// reads. The catalog's own index says where the next start goes on.
+package replicate

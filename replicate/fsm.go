@@ -1,0 +1,149 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"modmirror/mirror/artifact"
+)
+
+// fsm applies committed entries to the catalog. raft calls it from one goroutine.
+type fsm struct {
+	catalog   *catalog
+	snapshots *snapshots
+	latch     *latch
+	log       *slog.Logger
+	metrics   *metrics
+	limit     time.Duration // a commit that takes longer is a disk fault
+}
+
+var _ raft.BatchingFSM = (*fsm)(nil)
+
+// Apply applies one entry.
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// errNothing rolls a transaction back that has nothing to write.
+var errNothing = errors.New("nothing to write")
+
+// ApplyBatch applies entries in one transaction, together with the index, term and configuration that they lead to. It
+// reads no clock, disk or network besides the catalog, so every node computes the same. The response to an entry is a
+// []result, one for each command; nil if the entry was in the catalog before; or the error that stopped this node.
+//
+// An entry that does not parse means that this node cannot follow the cluster any more: it stops, it never skips. After
+// a fault of the disk nothing is applied any more either; the catalog's own index stays, so a restart repeats the rest.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	out := make([]any, len(logs))
+	err := f.latch.guard("write the catalog", f.limit, func() error {
+		err := f.catalog.update(func(s state) error { return applyLogs(s, logs, out) })
+		if errors.Is(err, errNothing) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		for i := range out {
+			out[i] = err
+		}
+		return out
+	}
+	for _, results := range out {
+		f.report(results)
+	}
+	return out
+}
+
+func applyLogs(s state, logs []*raft.Log, out []any) error {
+	index, term := s.applied()
+	before := index
+	for i, l := range logs {
+		if l.Index <= index {
+			continue
+		}
+		index, term = l.Index, l.Term
+		switch l.Type {
+		case raft.LogConfiguration:
+			if err := s.setMembers(l.Index, l.Data); err != nil {
+				return err
+			}
+		case raft.LogCommand:
+			cmds, err := parseEntry(l.Data)
+			if err != nil {
+				panic(fmt.Sprintf("replicate: log entry %d: %v", l.Index, err))
+			}
+			results := make([]result, len(cmds))
+			for j, c := range cmds {
+				if results[j], err = s.apply(c); err != nil {
+					return fmt.Errorf("log entry %d: %w", l.Index, err)
+				}
+			}
+			out[i] = results
+		}
+	}
+	if index == before {
+		return errNothing
+	}
+	return s.setApplied(index, term)
+}
+
+// report says on every node what an operator must know.
+func (f *fsm) report(response any) {
+	results, _ := response.([]result)
+	for _, r := range results {
+		f.metrics.applied(r.err)
+		switch {
+		case errors.Is(r.err, artifact.ErrConflict):
+			f.log.Error("conflict: what is committed stays, the evidence is kept", "module", r.manifest.Module.Path, "version", r.manifest.Module.Version, "err", r.err)
+		case errors.Is(r.err, artifact.ErrRefused):
+			f.log.Error("a proposal did not pass the checks of every node", "err", r.err)
+		}
+	}
+}
+
+// Snapshot returns at once: the catalog itself is the snapshot, there is nothing to copy.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if err := f.latch.fault(); err != nil {
+		return nil, err
+	}
+	return live{}, nil
+}
+
+// live is a snapshot that is the catalog itself.
+type live struct{}
+
+// Persist tells the sink that there are no bytes to come.
+func (live) Persist(k raft.SnapshotSink) error {
+	k.(*sink).local = true
+	return nil
+}
+
+func (live) Release() {}
+
+// Restore puts an installed snapshot in the place of the catalog.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	for {
+		w, ok := r.(raft.ReadCloserWrapper)
+		if !ok {
+			break
+		}
+		r = w.WrappedReadCloser()
+	}
+	in, ok := r.(*installed)
+	if !ok {
+		return fmt.Errorf("restore from a %T, which is not an installed snapshot", r)
+	}
+	if err := f.latch.fault(); err != nil {
+		return err
+	}
+	if err := f.catalog.replace(in.path); err != nil {
+		err = fmt.Errorf("put an installed snapshot in the place of the catalog: %w", err)
+		f.latch.trip(err)
+		return err
+	}
+	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)
+	return nil
+}

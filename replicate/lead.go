@@ -1,0 +1,179 @@
+package replicate
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// alone reports whether this node is the only member of its cluster.
+func (n *Node) alone() bool {
+	servers := n.raft.GetConfiguration().Configuration().Servers
+	return len(servers) == 1 && servers[0].ID == raft.ServerID(n.id.Node) && servers[0].Suffrage == raft.Voter
+}
+
+// hurry makes the only voter of a cluster stand for election at once, instead of after one or two heartbeat timeouts in
+// which nobody can be heard. raft looks at its timer again when the timeout is made shorter at run time, and as it has
+// never heard a leader it becomes a candidate, and with its own vote the leader. Timeouts that are short for good would
+// do too, but the leader's lease cannot be changed at run time, and with a second node they would be far too short.
+func (n *Node) hurry() error {
+	rc := n.raft.ReloadableConfig()
+	rc.HeartbeatTimeout, rc.ElectionTimeout = n.config.HeartbeatTimeout, n.config.HeartbeatTimeout
+	return n.raft.ReloadConfig(rc)
+}
+
+// watch follows raft's changes of leadership, looks after the log's size, and ends raft when the node closes or its disk
+// fails (others take over then).
+func (n *Node) watch() {
+	defer n.background.Done()
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	stopLeading := func() {}
+	for {
+		select {
+		case leads := <-n.leading:
+			stopLeading()
+			stopLeading = func() {}
+			if leads {
+				ctx, cancel := context.WithCancel(context.Background())
+				done := make(chan struct{})
+				go func() { defer close(done); n.lead(ctx) }()
+				stopLeading = func() { cancel(); <-done }
+			}
+		case <-tick.C:
+			n.trim()
+		case <-n.latch.done:
+			n.log.Error("writes have stopped, reads go on", "err", n.latch.fault())
+			n.endRaft()
+			stopLeading()
+			<-n.stopping
+			return
+		case <-n.stopping:
+			n.endRaft()
+			stopLeading()
+			return
+		}
+	}
+}
+
+// endRaft tells raft to end and waits for it, a while: a goroutine of it may hang in the disk.
+func (n *Node) endRaft() {
+	future := n.raft.Shutdown()
+	close(n.raftDone)
+	done := make(chan struct{})
+	go func() { defer close(done); future.Error() }()
+	select {
+	case <-done:
+	case <-time.After(closeWait / 2):
+		n.log.Error("raft does not end, the disk hangs")
+	}
+}
+
+// lead does what a new leader has to do first: apply all that was committed before, and give a new cluster its id and
+// this node its present address.
+func (n *Node) lead(ctx context.Context) {
+	for {
+		err := n.takeOffice(ctx)
+		if err == nil {
+			select {
+			case <-n.ready:
+			default:
+				close(n.ready)
+			}
+			return
+		}
+		if ctx.Err() != nil || n.raft.State() != raft.Leader {
+			return
+		}
+		n.log.Warn("begin of leadership", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (n *Node) takeOffice(ctx context.Context) error {
+	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+		return err
+	}
+	cluster := ""
+	if err := n.view(func(s state) error { cluster = s.cluster(); return nil }); err != nil {
+		return err
+	}
+	if cluster == "" && n.id.Cluster != "" {
+		if _, err := n.propose(ctx, clusterCommand{n.id.Cluster}); err != nil {
+			return err
+		}
+	}
+	addr := n.config.Transport.LocalAddr()
+	conf := n.raft.GetConfiguration()
+	for _, s := range conf.Configuration().Servers {
+		if s.ID == raft.ServerID(n.id.Node) && s.Suffrage == raft.Voter && s.Address != addr {
+			return n.wait(ctx, n.raft.AddVoter(s.ID, addr, 0, 0))
+		}
+	}
+	return nil
+}
+
+// wait waits for one of raft's futures, until ctx is done or raft ends.
+func (n *Node) wait(ctx context.Context, f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-n.raftDone:
+		return raft.ErrRaftShutdown
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// minTrailing is how many entries a log keeps whatever its size, so that a follower that restarts needs no snapshot.
+const minTrailing = 1024
+
+// trim keeps the log within its budget of bytes. TrailingLogs counts entries, and an entry may have 200 bytes or 256 KiB:
+// during an import a million of them would fill the disk.
+func (n *Node) trim() {
+	used, entries, err := n.logUse()
+	if err != nil {
+		n.log.Warn("look at the log's size", "err", err)
+		return
+	}
+	rc := n.raft.ReloadableConfig()
+	want := n.config.TrailingLogs
+	if used > n.config.LogBudget {
+		want = min(want, max(minTrailing, uint64(float64(entries)*float64(n.config.LogBudget)/float64(used))))
+	}
+	if rc.TrailingLogs != want {
+		rc.TrailingLogs = want
+		if err := n.raft.ReloadConfig(rc); err != nil {
+			n.log.Warn("change how much log is kept", "err", err)
+		}
+	}
+	if used > n.config.LogBudget && entries > want {
+		n.raft.Snapshot() // cuts the log; its result is in raft's own log
+	}
+}
+
+// logUse returns how many bytes of the log's file are in use, and how many entries it has.
+func (n *Node) logUse() (used int64, entries uint64, err error) {
+	first, err := n.store.FirstIndex()
+	if err != nil {
+		return 0, 0, err
+	}
+	last, err := n.store.LastIndex()
+	if err != nil {
+		return 0, 0, err
+	}
+	info, err := os.Stat(logPath(n.config.Dir))
+	if err != nil {
+		return 0, 0, err
+	}
+	free := n.store.Stats().FreePageN * os.Getpagesize()
+	return info.Size() - int64(free), last - first + 1, nil
+}

@@ -1,0 +1,86 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// logCache is how many of the newest entries are kept in memory: what followers ask for.
+const logCache = 512
+
+func logPath(dir string) string { return filepath.Join(dir, "raft", "raft.db") }
+
+// logOptions: the opposite of the catalog's. Cutting the log's head frees many pages, whose list would be written again
+// with each commit; the log is small enough to find them by a scan when it is opened.
+func logOptions() *bbolt.Options {
+	opt := *bbolt.DefaultOptions
+	opt.Timeout = lockWait
+	opt.NoFreelistSync = true
+	opt.FreelistType = bbolt.FreelistMapType
+	return &opt
+}
+
+func openLog(path string) (*raftboltdb.BoltStore, error) {
+	store, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: logOptions()})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return store, nil
+}
+
+// createLog makes an empty log at path, unless there is one. With servers, it holds the first entry of a new cluster:
+// log and bootstrap become visible together, as raft never recovers from a term without that entry.
+func createLog(path string, conf *raft.Config, trans raft.Transport, servers []raft.Server) error {
+	return createFile(path, func(tmp string) error {
+		store, err := openLog(tmp)
+		if err != nil {
+			return err
+		}
+		if len(servers) > 0 {
+			err = raft.BootstrapCluster(conf, store, store, raft.NewDiscardSnapshotStore(), trans, raft.Configuration{Servers: servers})
+		}
+		return errors.Join(err, store.Close())
+	})
+}
+
+// logBackend is what raft keeps on disk besides snapshots.
+type logBackend interface {
+	raft.LogStore
+	raft.StableStore
+}
+
+// logStore is a backend whose writes stop for good at the first failure. raft itself would go on: a leader steps down
+// and may be elected again, a follower logs the error and keeps a wrong idea of its last entry.
+type logStore struct {
+	logBackend
+	latch *latch
+	limit time.Duration // a write that takes longer is a failure
+}
+
+func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+func (s *logStore) StoreLogs(ls []*raft.Log) error {
+	return s.latch.guard("append to the raft log", s.limit, func() error { return s.logBackend.StoreLogs(ls) })
+}
+
+func (s *logStore) DeleteRange(min, max uint64) error {
+	return s.latch.guard("cut the raft log", s.limit, func() error { return s.logBackend.DeleteRange(min, max) })
+}
+
+func (s *logStore) Set(k, v []byte) error {
+	return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.Set(k, v) })
+}
+
+func (s *logStore) SetUint64(k []byte, v uint64) error {
+	return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.SetUint64(k, v) })
+}

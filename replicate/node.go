@@ -1,0 +1,339 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config says how to open a node. Only Dir is needed.
+type Config struct {
+	Dir     string                // data directory; created if it does not exist
+	Log     *slog.Logger          // nil: nothing is logged
+	Metrics prometheus.Registerer // nil: no metrics
+
+	// OnFault is called once, on a goroutine of its own, when a write or fsync failed or hangs. The node has stopped
+	// writing then, for good, and leaves the cluster's work to others; reads go on. nil: nobody is told.
+	OnFault func(error)
+
+	// Transport carries raft's messages; the node closes it. nil: there are no other nodes (yet).
+	Transport raft.Transport
+
+	// Join: a new node waits until a leader adds it. false: a new node founds a cluster of its own. It has no meaning
+	// for a node that has been part of a cluster before.
+	Join bool
+
+	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election; 0: 1 s
+	CommitTimeout     time.Duration // until followers of an idle leader hear of the last commit; 0: 50 ms
+	TrailingLogs      uint64        // entries kept in the log after a snapshot, for followers that catch up; 0: 1,000,000
+	SnapshotThreshold uint64        // entries after which the log is cut; 0: 50,000
+	SnapshotInterval  time.Duration // how often the threshold is looked at; 0: 5 minutes
+	LogBudget         int64         // bytes of log above which fewer entries are kept than TrailingLogs; 0: 8 GiB
+
+	wrapLog func(logBackend) logBackend // set by tests to make the disk fail
+	hung    time.Duration               // set by tests; 0: the constant
+}
+
+func (c *Config) setDefaults() {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.HeartbeatTimeout = orDefault(c.HeartbeatTimeout, time.Second)
+	c.CommitTimeout = orDefault(c.CommitTimeout, 50*time.Millisecond)
+	c.TrailingLogs = orDefault(c.TrailingLogs, 1_000_000)
+	c.SnapshotThreshold = orDefault(c.SnapshotThreshold, 50_000)
+	c.SnapshotInterval = orDefault(c.SnapshotInterval, 5*time.Minute)
+	c.LogBudget = orDefault(c.LogBudget, 8<<30)
+	c.hung = orDefault(c.hung, hung)
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// raftConfig: MaxAppendEntries stays at 64, because an RPC has 10 s whatever its size; a lease of half the heartbeat
+// timeout leaves room for heartbeats, which are sent every tenth to fifth of it.
+func (c *Config) raftConfig(id string) *raft.Config {
+	r := raft.DefaultConfig()
+	r.LocalID = raft.ServerID(id)
+	r.HeartbeatTimeout, r.ElectionTimeout = c.HeartbeatTimeout, c.HeartbeatTimeout
+	r.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
+	r.CommitTimeout = c.CommitTimeout
+	r.MaxAppendEntries = 64
+	r.BatchApplyCh = true
+	r.TrailingLogs = c.TrailingLogs
+	r.SnapshotThreshold, r.SnapshotInterval = c.SnapshotThreshold, c.SnapshotInterval
+	r.NoSnapshotRestoreOnStart = true // the catalog is the snapshot, and it is there
+	r.NoLegacyTelemetry = true
+	r.Logger = newRaftLog(c.Log)
+	return r
+}
+
+// Node is one member of the cluster. Its methods may be called at the same time.
+type Node struct {
+	*catalog
+	config Config
+	log    *slog.Logger
+	id     identity
+
+	store   *raftboltdb.BoltStore
+	raft    *raft.Raft
+	latch   *latch
+	metrics *metrics
+	leading chan bool // raft tells every change
+
+	queue        chan *proposal
+	stopping     chan struct{} // closed by Close
+	proposerDone chan struct{} // closed by runProposer
+	raftDone     chan struct{} // closed once raft has been told to end
+	ready        chan struct{} // closed once this node has led and was caught up
+	closeOnce    sync.Once
+	closeErr     error
+	background   sync.WaitGroup
+}
+
+// Open opens the node in c.Dir and takes part in its cluster. The only member of a cluster returns when it leads and its
+// catalog is caught up; a member of a larger one returns at once, its reads work, its writes follow when there is a
+// leader. ctx bounds Open only. The error matches [ErrLocked] if another process has c.Dir open.
+func Open(ctx context.Context, c Config) (*Node, error) {
+	c.setDefaults()
+	n := &Node{
+		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.OnFault),
+		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
+		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}),
+	}
+	err := n.openFiles()
+	if err == nil {
+		err = n.start()
+	}
+	if err == nil {
+		err = n.awaitReady(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open node in %s: %w", c.Dir, err), n.Close())
+	}
+	return n, nil
+}
+
+// openFiles opens, and creates where there is nothing yet, node.json, the log and the catalog, in this order. The lock on
+// the log is the lock on the directory.
+func (n *Node) openFiles() (err error) {
+	c := &n.config
+	if err := makeDir(c.Dir); err != nil {
+		return err
+	}
+	if err := makeDir(filepath.Join(c.Dir, "raft")); err != nil {
+		return err
+	}
+	if n.id, err = loadIdentity(c.Dir, c.Join); err != nil {
+		return err
+	}
+	if c.Transport == nil {
+		_, c.Transport = raft.NewInmemTransport(raft.ServerAddress(n.id.Node))
+	}
+	hadLog, err := exists(logPath(c.Dir))
+	if err != nil {
+		return err
+	}
+	if !hadLog {
+		if err := n.createLog(); err != nil {
+			return err
+		}
+	}
+	if n.store, err = openLog(logPath(c.Dir)); err != nil {
+		return err
+	}
+	if err := errors.Join(sweep(c.Dir), sweep(filepath.Join(c.Dir, "raft"))); err != nil {
+		return err
+	}
+	if err := n.openCatalog(); err != nil {
+		return err
+	}
+	return n.checkFiles()
+}
+
+// createLog creates the log of a new node: empty, or with the first entry of a new cluster, whose only member it is. A
+// catalog without its log must not start anew: the node's votes are lost, and it could vote twice in one term.
+func (n *Node) createLog() error {
+	if have, err := exists(n.path); err != nil {
+		return err
+	} else if have {
+		db, err := openDB(n.path, true)
+		if err != nil {
+			return err
+		}
+		n.db = db
+		var index uint64
+		err = n.view(func(s state) error { index, _ = s.applied(); return nil })
+		if err := errors.Join(err, n.close()); err != nil {
+			return err
+		}
+		if index > 0 {
+			return fmt.Errorf("the catalog ends at index %d, but there is no raft log; restore it, or move the catalog away and join the cluster as a new node", index)
+		}
+	}
+	var servers []raft.Server
+	if n.id.Cluster != "" {
+		servers = []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(n.id.Node), Address: n.config.Transport.LocalAddr()}}
+	}
+	return createLog(logPath(n.config.Dir), n.config.raftConfig(n.id.Node), n.config.Transport, servers)
+}
+
+// openCatalog opens the catalog. It is created only for a log that cannot have led to anything yet.
+func (n *Node) openCatalog() error {
+	last, err := n.store.LastIndex()
+	if err != nil {
+		return err
+	}
+	if last <= 1 {
+		if err := createCatalog(n.path); err != nil {
+			return err
+		}
+	}
+	db, err := openDB(n.path, false)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the raft log ends at index %d, but there is no catalog; restore it, or move the log away and join the cluster as a new node", last)
+	}
+	if err != nil {
+		return err
+	}
+	n.db = db
+	return nil
+}
+
+// checkFiles reports whether node.json, log and catalog belong together.
+func (n *Node) checkFiles() error {
+	first, err := n.store.FirstIndex()
+	if err != nil {
+		return err
+	}
+	return n.view(func(s state) error {
+		if index, _ := s.applied(); first > index+1 {
+			return fmt.Errorf("the catalog ends at index %d, but the raft log begins at %d: the catalog is older than the log", index, first)
+		}
+		if c := s.cluster(); c != "" && n.id.Cluster != "" && c != n.id.Cluster {
+			return fmt.Errorf("node.json is of cluster %s, the catalog of cluster %s", n.id.Cluster, c)
+		}
+		return nil
+	})
+}
+
+// start starts raft and the node's own goroutines.
+func (n *Node) start() (err error) {
+	n.metrics = newMetrics(n)
+	var backend logBackend = n.store
+	if n.config.wrapLog != nil {
+		backend = n.config.wrapLog(backend)
+	}
+	log := &logStore{logBackend: backend, latch: n.latch, limit: n.config.hung}
+	cached, err := raft.NewLogCache(logCache, log)
+	if err != nil {
+		return err
+	}
+	snaps := newSnapshots(n.catalog, n.latch)
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung}
+	conf := n.config.raftConfig(n.id.Node)
+	conf.NotifyCh = n.leading
+	conf.HeartbeatTimeout += time.Millisecond // see hurry
+	conf.ElectionTimeout += time.Millisecond
+	if n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.Transport); err != nil {
+		return err
+	}
+	n.background.Add(1)
+	go n.watch()
+	go n.runProposer()
+	if err := n.metrics.register(); err != nil {
+		return err
+	}
+	if n.alone() {
+		return n.hurry()
+	}
+	return nil
+}
+
+// awaitReady waits until the only member of a cluster leads and is caught up.
+func (n *Node) awaitReady(ctx context.Context) error {
+	if !n.alone() {
+		return nil
+	}
+	select {
+	case <-n.ready:
+		return nil
+	case <-n.latch.done:
+		return n.latch.fault()
+	case <-ctx.Done():
+		return fmt.Errorf("wait to lead: %w", ctx.Err())
+	}
+}
+
+// ID returns the node's id, which it has for ever.
+func (n *Node) ID() string { return n.id.Node }
+
+// Status returns what the node knows of itself. It asks nobody.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	st := Status{ID: n.id.Node, Role: roles[n.raft.State()]}
+	addr, leader := n.raft.LeaderWithID()
+	st.Leader, st.LeaderAddress = string(leader), string(addr)
+	if info, err := os.Stat(logPath(n.config.Dir)); err == nil {
+		st.LogBytes = info.Size()
+	}
+	if err := n.latch.fault(); err != nil {
+		st.Fault = err.Error()
+	}
+	err := n.fill(ctx, &st)
+	st.Term = n.raft.CurrentTerm()
+	return st, err
+}
+
+var roles = map[raft.RaftState]string{raft.Follower: "follower", raft.Candidate: "candidate", raft.Leader: "leader", raft.Shutdown: "shutdown"}
+
+// closeWait bounds how long Close waits for a disk that hangs.
+const closeWait = 30 * time.Second
+
+// Close stops taking part in the cluster and closes the files. What was committed is durable already. It waits for what is
+// under way, but not for ever: after a disk hung for half a minute it gives up and says so.
+func (n *Node) Close() error {
+	n.closeOnce.Do(func() {
+		close(n.stopping)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			n.background.Wait()
+			if n.raft != nil {
+				<-n.proposerDone
+			}
+			n.closeErr = n.closeFiles()
+		}()
+		select {
+		case <-done:
+			n.metrics.close()
+		case <-time.After(closeWait):
+			n.closeErr = errors.New("close node: the disk hangs")
+		}
+	})
+	return n.closeErr
+}
+
+func (n *Node) closeFiles() error {
+	err := n.close()
+	if n.store != nil {
+		err = errors.Join(err, n.store.Close())
+	}
+	if t, ok := n.config.Transport.(raft.WithClose); ok && n.raft == nil {
+		err = errors.Join(err, t.Close()) // otherwise raft has closed it
+	}
+	return err
+}

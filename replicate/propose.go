@@ -1,0 +1,171 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+
+	"modmirror/mirror/artifact"
+)
+
+// maxQueue bounds how many proposals wait; the next ones wait for a place, as long as their context lets them.
+const maxQueue = 1024
+
+// proposal is a command on its way into the log.
+type proposal struct {
+	ctx    context.Context
+	cmd    []byte      // as appendCommand makes it
+	result chan result // has room for one
+}
+
+func (p *proposal) done(r result) { p.result <- r }
+
+// propose takes c through the log and waits until it is applied here. An error of ctx or one that matches
+// [artifact.ErrUnavailable] leaves open whether c was or will be committed; all commands may be repeated.
+func (n *Node) propose(ctx context.Context, c command) (result, error) {
+	cmd, err := appendCommand(nil, c)
+	if err != nil {
+		return result{}, err
+	}
+	if len(cmd) > maxCommand {
+		return result{}, fmt.Errorf("a command of %d bytes is too large for the log (%d): %w", len(cmd), maxCommand, artifact.ErrRefused)
+	}
+	if err := n.writable(); err != nil {
+		return result{}, err
+	}
+	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1)}
+	select {
+	case n.queue <- p:
+	case <-n.stopping:
+		return result{}, errClosed
+	case <-n.latch.done:
+		return result{}, n.latch.fault()
+	case <-ctx.Done():
+		return result{}, fmt.Errorf("wait for a place in the queue of proposals: %w", ctx.Err())
+	}
+	select {
+	case r := <-p.result:
+		return r, r.err
+	case <-n.proposerDone:
+		select {
+		case r := <-p.result:
+			return r, r.err
+		default:
+			return result{}, errClosed
+		}
+	case <-ctx.Done():
+		return result{}, fmt.Errorf("wait for the log: %w", ctx.Err())
+	}
+}
+
+var errClosed = fmt.Errorf("node is closed: %w", artifact.ErrUnavailable)
+
+// writable tells early and cheaply why nothing can be written now.
+func (n *Node) writable() error {
+	if err := n.latch.fault(); err != nil {
+		return err
+	}
+	if n.raft.State() == raft.Leader {
+		return nil
+	}
+	if _, id := n.raft.LeaderWithID(); id != "" {
+		return fmt.Errorf("this node is not the leader, %s is: %w", id, artifact.ErrUnavailable)
+	}
+	return fmt.Errorf("there is no leader: %w", artifact.ErrUnavailable)
+}
+
+// runProposer is the one goroutine that hands entries to raft, one at a time. What queues up while one is in flight goes
+// together into the next: an entry costs the disk the same, whether it carries one command or two hundred.
+func (n *Node) runProposer() {
+	defer close(n.proposerDone)
+	var next *proposal
+	for {
+		if next == nil {
+			select {
+			case next = <-n.queue:
+			case <-n.stopping:
+				return
+			}
+		}
+		var batch []*proposal
+		batch, next = n.gather(next)
+		if len(batch) > 0 {
+			n.flush(batch)
+		}
+	}
+}
+
+// gather takes proposals from the queue, as many as fit into one entry, and the first one that did not.
+func (n *Node) gather(first *proposal) (batch []*proposal, rest *proposal) {
+	size := 0
+	for p := first; ; {
+		if err := p.ctx.Err(); err != nil {
+			p.done(result{err: err})
+		} else if len(batch) > 0 && size+len(p.cmd) > maxBatch {
+			return batch, p
+		} else {
+			batch = append(batch, p)
+			size += len(p.cmd)
+		}
+		select {
+		case p = <-n.queue:
+		default:
+			return batch, nil
+		}
+	}
+}
+
+// flush takes one entry through the log and answers its proposals.
+func (n *Node) flush(batch []*proposal) {
+	entry := []byte{entryFormat}
+	for _, p := range batch {
+		entry = append(entry, p.cmd...)
+	}
+	n.metrics.proposed(len(batch), len(entry))
+	results, err := n.commit(entry)
+	if err == nil && len(results) != len(batch) {
+		err = fmt.Errorf("%d results for %d commands: %w", len(results), len(batch), artifact.ErrUnavailable)
+	}
+	for i, p := range batch {
+		if err != nil {
+			p.done(result{err: err})
+		} else {
+			p.done(results[i])
+		}
+	}
+}
+
+// commit waits until entry is applied here. It gives up when raft has ended, which answers its futures or forgets them.
+func (n *Node) commit(entry []byte) ([]result, error) {
+	future := n.raft.Apply(entry, 0)
+	answer := make(chan error, 1)
+	go func() { answer <- future.Error() }()
+	select {
+	case err := <-answer:
+		if err != nil {
+			return nil, n.unavailable(err)
+		}
+	case <-n.raftDone:
+		return nil, n.unavailable(raft.ErrRaftShutdown)
+	}
+	switch r := future.Response().(type) {
+	case []result:
+		return r, nil
+	case error:
+		return nil, r
+	}
+	return nil, fmt.Errorf("entry was not applied: %w", artifact.ErrUnavailable)
+}
+
+// unavailable says that raft could not commit now.
+func (n *Node) unavailable(err error) error {
+	if fault := n.latch.fault(); fault != nil {
+		return fault
+	}
+	if errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrRaftShutdown) {
+		return fmt.Errorf("commit: %w, the outcome is not known: %w", err, artifact.ErrUnavailable)
+	}
+	return fmt.Errorf("commit: %w: %w", err, artifact.ErrUnavailable)
+}

@@ -1,0 +1,285 @@
+package replicate
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// state is the catalog in one transaction: its rows as values. An error of its methods means that the catalog's file is
+// damaged or cannot be written. Absence is not an error here.
+type state struct{ tx *bbolt.Tx }
+
+func (s state) bucket(name []byte) *bbolt.Bucket { return s.tx.Bucket(name) }
+
+func (s state) initialize() error {
+	if err := s.bucket(bucketConfig).Put(keyFormat, []byte{catalogFormat}); err != nil {
+		return err
+	}
+	return s.setMerkle(compact{})
+}
+
+// maxKey bounds a key of ours. bbolt refuses keys above 32 KiB, which must never be found out in Apply.
+const maxKey = 2 << 10
+
+func moduleKey(m module.Version) []byte { return []byte(m.Path + "@" + m.Version) }
+
+// manifestRow is the manifest of one module version, and the number of the leaf that stands for it.
+type manifestRow struct {
+	artifact.Manifest
+	seq int64
+}
+
+func (s state) manifest(key []byte) (row manifestRow, ok bool, err error) {
+	v := s.bucket(bucketManifests).Get(key)
+	if v == nil {
+		return row, false, nil
+	}
+	row, err = parseManifestRow(v)
+	if err != nil {
+		return row, false, fmt.Errorf("catalog row %q: %w", key, err)
+	}
+	return row, true, nil
+}
+
+func parseManifestRow(v []byte) (row manifestRow, err error) {
+	seq, n := binary.Uvarint(v)
+	if n <= 0 || int64(seq) < 0 {
+		return row, errors.New("malformed row")
+	}
+	row.seq = int64(seq)
+	return row, row.UnmarshalBinary(v[n:])
+}
+
+// putManifest stores m as the newest leaf of the tree, and counts it if it is new.
+func (s state) putManifest(m artifact.Manifest, isNew bool) (seq int64, err error) {
+	enc, err := m.AppendBinary(nil)
+	if err != nil {
+		return 0, err
+	}
+	tree, err := s.merkle()
+	if err != nil {
+		return 0, err
+	}
+	seq, key, leaf := tree.size, moduleKey(m.Module), tlog.RecordHash(enc)
+	tree.add(leaf)
+	if err := errors.Join(
+		s.bucket(bucketManifests).Put(key, append(binary.AppendUvarint(nil, uint64(seq)), enc...)),
+		s.bucket(bucketLeaves).Put(bigEndian(seq), append(leaf[:], key...)),
+		s.setMerkle(tree),
+	); err != nil {
+		return 0, err
+	}
+	if isNew {
+		err = s.count(keyManifests)
+	}
+	return seq, err
+}
+
+func (s state) merkle() (compact, error) { return parseCompact(s.bucket(bucketConfig).Get(keyMerkle)) }
+
+func (s state) setMerkle(c compact) error { return s.bucket(bucketConfig).Put(keyMerkle, c.encode()) }
+
+// inlineRow is bytes that the catalog holds, and the number of the leaf that brought them.
+type inlineRow struct {
+	seq  int64
+	data []byte // valid in the transaction only
+}
+
+func parseInlineRow(v []byte) (row inlineRow, err error) {
+	if len(v) < 2 || v[0] != 0 {
+		return row, errors.New("malformed row")
+	}
+	seq, n := binary.Uvarint(v[1:])
+	if n <= 0 || int64(seq) < 0 {
+		return row, errors.New("malformed row")
+	}
+	return inlineRow{int64(seq), v[1+n:]}, nil
+}
+
+func (s state) inline(d artifact.Digest) (row inlineRow, ok bool, err error) {
+	v := s.bucket(bucketInline).Get(d[:])
+	if v == nil {
+		return row, false, nil
+	}
+	row, err = parseInlineRow(v)
+	if err != nil {
+		return row, false, fmt.Errorf("inline bytes %v: %w", d, err)
+	}
+	return row, true, nil
+}
+
+func (s state) putInline(d artifact.Digest, seq int64, data []byte) error {
+	if s.bucket(bucketInline).Get(d[:]) != nil {
+		return nil
+	}
+	return s.bucket(bucketInline).Put(d[:], append(binary.AppendUvarint([]byte{0}, uint64(seq)), data...))
+}
+
+// number and count keep counters in bucket cfg.
+func (s state) number(key []byte) int64 {
+	n, _ := binary.Uvarint(s.bucket(bucketConfig).Get(key))
+	return int64(n)
+}
+
+func (s state) count(key []byte) error {
+	return s.bucket(bucketConfig).Put(key, binary.AppendUvarint(nil, uint64(s.number(key)+1)))
+}
+
+// verifier returns the verifier of a database that is trusted, or nil.
+func (s state) verifier(db string) (note.Verifier, error) {
+	if db == "" {
+		return nil, nil
+	}
+	key := s.bucket(bucketKeys).Get([]byte(db))
+	if key == nil {
+		return nil, nil
+	}
+	return note.NewVerifier(string(key))
+}
+
+// headRow is a tree head that is committed. Its signature was verified before it was stored.
+type headRow struct {
+	tlog.Tree
+	note []byte // valid in the transaction only
+}
+
+func headPrefix(db string) []byte { return append([]byte(db), 0) }
+
+func parseHeadRow(k, v []byte) (h headRow, err error) {
+	if len(k) < 8 || len(v) < tlog.HashSize {
+		return h, errors.New("malformed tree head row")
+	}
+	h.N = int64(binary.BigEndian.Uint64(k[len(k)-8:]))
+	h.Hash = tlog.Hash(v[:tlog.HashSize])
+	h.note = v[tlog.HashSize:]
+	return h, nil
+}
+
+// head returns the head of exactly n records.
+func (s state) head(db string, n int64) (h headRow, ok bool, err error) {
+	k := append(headPrefix(db), bigEndian(n)...)
+	v := s.bucket(bucketHeads).Get(k)
+	if v == nil {
+		return h, false, nil
+	}
+	h, err = parseHeadRow(k, v)
+	return h, err == nil, err
+}
+
+// newest returns the largest head with fewer than below records.
+func (s state) newest(db string, below int64) (h headRow, ok bool, err error) {
+	prefix := headPrefix(db)
+	c := s.bucket(bucketHeads).Cursor()
+	var k, v []byte
+	if beyond, _ := c.Seek(append(bytes.Clone(prefix), bigEndian(max(below, 0))...)); beyond == nil {
+		k, v = c.Last()
+	} else {
+		k, v = c.Prev()
+	}
+	if k == nil || !bytes.HasPrefix(k, prefix) || len(k) != len(prefix)+8 {
+		return h, false, nil
+	}
+	h, err = parseHeadRow(k, v)
+	return h, err == nil, err
+}
+
+func (s state) last(db string) (headRow, bool, error) { return s.newest(db, math.MaxInt64) }
+
+func (s state) putHead(db string, t tlog.Tree, note []byte) error {
+	return s.bucket(bucketHeads).Put(append(headPrefix(db), bigEndian(t.N)...), append(t.Hash[:], note...))
+}
+
+// forkRow is the evidence of a fork. As long as one is not acknowledged, its database is frozen.
+type forkRow struct {
+	artifact.Fork
+	acked bool
+}
+
+func parseForkRow(v []byte) (row forkRow, err error) {
+	d := decoder{b: v}
+	acked := d.byte()
+	if acked > 1 {
+		d.fail("malformed flag")
+	}
+	row.acked, row.Fork = acked == 1, decodeFork(&d)
+	return row, d.end()
+}
+
+func (s state) forks(db string, f func(key []byte, row forkRow) error) error {
+	prefix := headPrefix(db)
+	c := s.bucket(bucketForks).Cursor()
+	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		row, err := parseForkRow(v)
+		if err != nil {
+			return fmt.Errorf("evidence of a fork of %s: %w", db, err)
+		}
+		if err := f(k, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// frozen returns the first fork that is not acknowledged.
+func (s state) frozen(db string) (fork artifact.Fork, ok bool, err error) {
+	err = s.forks(db, func(_ []byte, row forkRow) error {
+		if !row.acked && !ok {
+			fork, ok = row.Fork, true
+		}
+		return nil
+	})
+	return fork, ok, err
+}
+
+func (s state) listing(path string) (l artifact.Listing, ok bool, err error) {
+	v := s.bucket(bucketListings).Get([]byte(path))
+	if v == nil {
+		return l, false, nil
+	}
+	d := decoder{b: v}
+	l = decodeListing(&d)
+	if err := d.end(); err != nil {
+		return l, false, fmt.Errorf("listing of %s: %w", path, err)
+	}
+	return l, true, nil
+}
+
+// applied returns index and term of the last entry that is in the catalog.
+func (s state) applied() (index, term uint64) {
+	v := s.bucket(bucketConfig).Get(keyApplied)
+	if len(v) != 16 {
+		return 0, 0
+	}
+	return binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])
+}
+
+func (s state) setApplied(index, term uint64) error {
+	v := binary.BigEndian.AppendUint64(nil, index)
+	return s.bucket(bucketConfig).Put(keyApplied, binary.BigEndian.AppendUint64(v, term))
+}
+
+// members returns the last configuration that was applied, and the index of its entry.
+func (s state) members() (conf raft.Configuration, index uint64) {
+	v := s.bucket(bucketConfig).Get(keyMembers)
+	if len(v) < 8 {
+		return conf, 0
+	}
+	return raft.DecodeConfiguration(bytes.Clone(v[8:])), binary.BigEndian.Uint64(v)
+}
+
+func (s state) setMembers(index uint64, data []byte) error {
+	return s.bucket(bucketConfig).Put(keyMembers, append(binary.BigEndian.AppendUint64(nil, index), data...))
+}
+
+func (s state) cluster() string { return string(s.bucket(bucketConfig).Get(keyCluster)) }

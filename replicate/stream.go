@@ -1,0 +1,95 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/raft"
+
+	"modmirror/mirror/artifact"
+)
+
+// stream is the catalog's file as of one transaction, on its way to another node.
+type stream struct {
+	*io.PipeReader
+	done chan struct{} // closed when the transaction has ended
+}
+
+// Close ends the stream and waits until its transaction has ended.
+func (s *stream) Close() error {
+	err := s.CloseWithError(io.ErrClosedPipe)
+	<-s.done
+	return err
+}
+
+// stream starts to send the catalog and calls ended once that is over. Unlike a reader in view it does not hold c.mu: who
+// wants to close or replace the catalog must not wait for a slow peer, but ends the streams (endStreams).
+func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.db == nil {
+		return nil, nil, fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
+	}
+	tx, err := c.db.Begin(false)
+	if err != nil {
+		return nil, nil, err
+	}
+	meta := liveMeta(state{tx})
+	r, w := io.Pipe()
+	s := &stream{PipeReader: r, done: make(chan struct{})}
+	c.streamMu.Lock()
+	c.streams[s] = true
+	c.streamMu.Unlock()
+	go func() {
+		defer close(s.done)
+		defer ended()
+		_, err := tx.WriteTo(w)
+		w.CloseWithError(errors.Join(err, tx.Rollback()))
+		c.streamMu.Lock()
+		delete(c.streams, s)
+		c.streamMu.Unlock()
+	}()
+	return meta, s, nil
+}
+
+// endStreams ends all streams and waits for them. The caller holds c.mu, so no new one begins.
+func (c *catalog) endStreams() {
+	c.streamMu.Lock()
+	var all []*stream
+	for s := range c.streams {
+		all = append(all, s)
+	}
+	c.streamMu.Unlock()
+	for _, s := range all {
+		s.CloseWithError(errors.New("catalog is being closed"))
+		<-s.done
+	}
+}
+
+// replace puts the catalog at path, which is durable and checked, in the place of this one. Readers wait; a crash or an
+// error leaves the old or the new one.
+func (c *catalog) replace(path string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.db == nil {
+		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
+	}
+	c.endStreams()
+	old := c.db
+	c.db = nil
+	if err := old.Close(); err != nil {
+		return err
+	}
+	fault := os.Rename(path, c.path)
+	if fault == nil {
+		fault = syncDir(filepath.Dir(c.path))
+	}
+	db, err := openDB(c.path, false)
+	if err == nil {
+		c.db = db // the old or the new one; both may be read
+	}
+	return errors.Join(fault, err)
+}
