@@ -288,7 +288,7 @@ func (s *Site) String() string { return strings.TrimSuffix(s.src.String(), "/") 
 // Get returns the answer to a GET of a path below the site, of at most limit bytes. See [Entry.Get].
 func (s *Site) Get(ctx context.Context, path string, limit int64) (b []byte, err error) {
 	full := s.prefix + path
-	if !strings.HasPrefix(full, "/") || pathpkg.Clean(full) != full {
+	if !strings.HasPrefix(path, "/") || pathpkg.Clean(full) != full {
 		return nil, fmt.Errorf("%s: malformed path %.100q: %w", s, path, artifact.ErrMalformed)
 	}
 	q := question{kind: "sumdb", path: full, limit: limit, text: true, patient: true}

@@ -1,0 +1,485 @@
+package upstream
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+var anyModule = module.Version{Path: "example.com/Hello", Version: "v1.0.0"}
+
+// Exactly this goes out, whatever comes in.
+func TestRequestsAreBuiltFromNothing(t *testing.T) {
+	u, m := start(t)
+	l := parse(t, u.URL(), Config{UserAgent: "modmirror/test (admin@example.com)"})
+	for _, k := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
+		if _, err := fetch(t, l, m, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Versions(t.Context(), m.Path)
+	l.Entries()[0].Get(t.Context(), "/sumdb/x/latest", 100)
+	reqs := u.Requests()
+	for _, r := range reqs {
+		if len(r.Header) != 2 || r.Header.Get("User-Agent") != "modmirror/test (admin@example.com)" || r.Header.Get("Accept-Encoding") != "identity" {
+			t.Errorf("%s has the header %v", r.Path, r.Header)
+		}
+		if r.Method != "GET" || r.Query != "" {
+			t.Errorf("%s %s?%s", r.Method, r.Path, r.Query)
+		}
+	}
+	if len(reqs) != 5 {
+		t.Errorf("%d requests", len(reqs))
+	}
+}
+
+// A credential goes to its own scheme, host and port only.
+func TestCredentials(t *testing.T) {
+	home, m := start(t)
+	other, _ := start(t)
+	withUser := func(raw, user string) string { return strings.Replace(raw, "://", "://"+user+"@", 1) }
+	for user, want := range map[string]string{"alice:s3cret%40x": "alice:s3cret@x", "t0ken": "t0ken:"} {
+		l := parse(t, withUser(home.URL(), user)+"|"+other.URL(), Config{})
+		home.Reset()
+		other.Reset()
+		if _, err := l.Versions(t.Context(), m.Path); err != nil {
+			t.Fatal(err)
+		}
+		if got := home.Requests()[0].Header.Get("Authorization"); got != "Basic "+base64.StdEncoding.EncodeToString([]byte(want)) {
+			t.Errorf("%s: Authorization = %q", user, got)
+		}
+		home.Redirect(modPath, other.URL())
+		if _, err := fetch(t, l, m, artifact.Mod); err != nil {
+			t.Fatal(err)
+		}
+		home.Heal()
+		home.Status("/", 404, "")
+		l.Versions(t.Context(), m.Path)
+		home.Heal()
+		if other.Count(modPath) != 1 || other.Count(listPath) != 1 {
+			t.Errorf("other was asked %+v", other.Requests())
+		}
+		for _, r := range other.Requests() {
+			if r.Header.Get("Authorization") != "" {
+				t.Errorf("%s: other got the credentials with %s", user, r.Path)
+			}
+		}
+	}
+}
+
+// A redirect that leads away and back does not make us authenticate a request that somebody else chose.
+func TestCredentialsAreNotSentOnTheWayBack(t *testing.T) {
+	home, m := start(t)
+	back := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, home.URL()+"/example.com/!hello/@v/v1.0.0.info", http.StatusFound)
+	}))
+	defer back.Close()
+	home.Redirect(modPath, back.URL)
+	l := parse(t, strings.Replace(home.URL(), "://", "://u:p@", 1), Config{})
+	if _, err := fetch(t, l, m, artifact.Mod); err != nil {
+		t.Fatal(err)
+	}
+	reqs := home.Requests()
+	if len(reqs) != 2 || reqs[0].Header.Get("Authorization") == "" || reqs[1].Header.Get("Authorization") != "" {
+		t.Errorf("home got %+v", reqs)
+	}
+}
+
+// Neither an error nor a name holds a password, whatever goes wrong; not even if the upstream prints it back.
+func TestRedaction(t *testing.T) {
+	home, m := start(t)
+	raw := strings.Replace(home.URL(), "://", "://s3cretuser:s3cretword@", 1)
+	l := parse(t, raw, Config{})
+	check := func(err error) {
+		t.Helper()
+		if err == nil {
+			t.Error("no error")
+		}
+		var e *Error
+		text := l.String() + l.Entries()[0].String() + l.Entries()[0].Below("/x").String()
+		if errors.As(err, &e) {
+			text += e.Source + e.URL + e.Reason + e.Error()
+		}
+		if text += err.Error(); strings.Contains(text, "s3cret") {
+			t.Errorf("a secret shows: %s", text)
+		}
+	}
+	faults := []func(){
+		func() { home.Status("/", 403, "you sent s3cretword, which is wrong") },
+		func() { home.Down(true) },
+		func() { home.Gzip(m, artifact.Zip) },
+		func() { home.Truncate(m, artifact.Zip, 3) },
+		func() { home.Redirect("/", "https://u:s3cret@127.0.0.1:1/x?sig=s3cret") },
+		func() { home.Redirect("/", "ftp://u:s3cret@127.0.0.1:1/x?sig=s3cret") },
+		func() { home.Redirect("/", "http://s3cret@169.254.169.254/s3cret") },
+		func() { home.Close() },
+	}
+	for _, set := range faults {
+		home.Heal()
+		set()
+		_, err := fetch(t, l, m, artifact.Zip)
+		check(err)
+	}
+}
+
+func TestRedirects(t *testing.T) {
+	home, m := start(t)
+	other, _ := start(t)
+	l := parse(t, home.URL(), Config{})
+	home.Redirect("/", other.URL())
+	if b, err := fetch(t, l, m, artifact.Zip); err != nil || string(b) != string(other.Artifact(m, artifact.Zip)) {
+		t.Errorf("a redirect to another port: %v", err)
+	}
+	for name, base := range map[string]string{"a loop": home.URL(), "link-local": "http://169.254.169.254", "another scheme": "ftp://127.0.0.1", "unspecified": "http://0.0.0.0:1", "mapped": "http://[::ffff:169.254.169.254]"} {
+		home.Redirect("/", base)
+		home.Reset()
+		_, err := fetch(t, l, m, artifact.Mod)
+		checkMatches(t, name, err, "malformed")
+		if n := len(home.Requests()); name == "a loop" && n != 1+maxRedirects || name != "a loop" && n != 1 {
+			t.Errorf("%s: %d requests", name, n)
+		}
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Status != http.StatusFound || e.Source != home.URL() {
+			t.Errorf("%s: %#v", name, err)
+		}
+	}
+	home.Redirect("/", "")
+	home.Status("/", 302, "")
+	_, err := fetch(t, l, m, artifact.Mod)
+	checkMatches(t, "no location", err, "malformed")
+}
+
+func TestRedirectFromHTTPSToHTTP(t *testing.T) {
+	plain, m := start(t)
+	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, plain.URL()+r.URL.EscapedPath(), http.StatusMovedPermanently)
+	}))
+	defer secure.Close()
+	l := parse(t, secure.URL, Config{Transport: secure.Client().Transport})
+	_, err := fetch(t, l, m, artifact.Mod)
+	checkMatches(t, "https to http", err, "malformed")
+	if n := len(plain.Requests()); n != 0 {
+		t.Errorf("the http server got %d requests", n)
+	}
+	if !strings.Contains(err.Error(), "from https to http://127.0.0.1") {
+		t.Error(err)
+	}
+}
+
+// What does not arrive whole is unavailable, and the separator says what then.
+func TestBrokenBodies(t *testing.T) {
+	bad, m := start(t)
+	good, _ := start(t)
+	for name, set := range map[string]func(){
+		"cut short":           func() { bad.Truncate(m, artifact.Zip, 10) },
+		"declared too long":   func() { bad.WrongLength(m, artifact.Zip, 7) },
+		"no answer at all":    func() { bad.Down(true) },
+		"cut short, no bytes": func() { bad.Truncate(m, artifact.Zip, 0) },
+	} {
+		set()
+		_, err := fetch(t, parse(t, bad.URL()+","+good.URL(), Config{}), m, artifact.Zip)
+		checkMatches(t, name, err, "unavailable")
+		if _, err := fetch(t, parse(t, bad.URL()+"|"+good.URL(), Config{}), m, artifact.Zip); err != nil {
+			t.Errorf("%s, then |: %v", name, err)
+		}
+		// It is the source's fault also if the reader calls it something else.
+		if !strings.HasPrefix(name, "no answer") {
+			err = parse(t, bad.URL(), Config{}).Fetch(t.Context(), m, artifact.Zip, func(body io.Reader, _ int64, _ string) error {
+				io.Copy(io.Discard, body)
+				return artifact.ErrRefused
+			})
+			checkMatches(t, name+", refused by the reader", err, "unavailable")
+		}
+		bad.Heal()
+	}
+}
+
+// A body that is longer than declared cannot come over net/http, but over another transport.
+func TestBodyLongerThanDeclared(t *testing.T) {
+	l := parse(t, "https://a.example", Config{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, ContentLength: 3, Body: io.NopCloser(strings.NewReader("more"))}, nil
+	})})
+	_, err := fetch(t, l, anyModule, artifact.Zip)
+	checkMatches(t, "longer than declared", err, "unavailable")
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// hang is a transport that answers nothing, or a header and then nothing, until the request's context ends.
+func hang(header bool, asked *[]string) http.RoundTripper {
+	var mu sync.Mutex
+	return roundTrip(func(r *http.Request) (*http.Response, error) {
+		mu.Lock()
+		*asked = append(*asked, r.URL.Host)
+		mu.Unlock()
+		if header {
+			return &http.Response{StatusCode: 200, ContentLength: -1, Body: hanging{r.Context()}}, nil
+		}
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	})
+}
+
+type hanging struct{ ctx context.Context }
+
+func (h hanging) Read([]byte) (int, error) { <-h.ctx.Done(); return 0, h.ctx.Err() }
+func (hanging) Close() error               { return nil }
+
+// How long things take that never end, by a clock that does not wait.
+func TestTimeouts(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		goproxy  string
+		header   bool
+		deadline time.Duration
+		want     time.Duration
+		asked    int
+	}{
+		{"no header, no deadline", "https://a.example", false, 0, 30 * time.Second, 1},
+		{"no header, a deadline", "https://a.example", false, 2 * time.Minute, 2 * time.Minute, 1},
+		{"no header, a short deadline", "https://a.example", false, time.Second, time.Second, 1},
+		{"no header, somebody else to ask", "https://a.example|https://b.example", false, 2 * time.Minute, 2 * time.Minute, 2},
+		{"no header, nobody else after a comma", "https://a.example,https://b.example", false, time.Minute, time.Minute, 1},
+		{"no body", "https://a.example", true, 2 * time.Minute, 30 * time.Second, 1},
+		{"no body, somebody else to ask", "https://a.example|https://b.example", true, 2 * time.Minute, time.Minute, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var asked []string
+				l, err := Parse(tt.goproxy, Config{Transport: hang(tt.header, &asked)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx := t.Context()
+				if tt.deadline > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, tt.deadline)
+					defer cancel()
+				}
+				begin := time.Now()
+				_, err = l.Versions(ctx, anyModule.Path)
+				checkMatches(t, tt.name, err, "unavailable", "deadline")
+				if took := time.Since(begin); took != tt.want || len(asked) != tt.asked {
+					t.Errorf("took %v and asked %d, want %v and %d", took, len(asked), tt.want, tt.asked)
+				}
+			})
+		})
+	}
+}
+
+// The time that the reader takes is not the source's.
+func TestSlowReaderIsNotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := Parse("https://a.example", Config{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, ContentLength: 3, Body: ctxBody{r.Context(), strings.NewReader("abc")}}, nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = l.Fetch(t.Context(), anyModule, artifact.Zip, func(body io.Reader, _ int64, _ string) error {
+			for range 3 {
+				time.Sleep(time.Hour)
+				if _, err := io.ReadFull(body, make([]byte, 1)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+type ctxBody struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (b ctxBody) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, b.ctx.Err()
+	}
+	return b.r.Read(p)
+}
+func (ctxBody) Close() error { return nil }
+
+// The same over real connections: a stall before the header, after it, in the middle; and a caller that gives up.
+func TestStalls(t *testing.T) {
+	u, m := start(t)
+	for _, after := range []int{-1, 0, 10} {
+		u.Stall(m, artifact.Zip, after)
+		l := parse(t, u.URL(), Config{IdleTimeout: 20 * time.Millisecond, HeaderTimeout: 20 * time.Millisecond})
+		_, err := fetch(t, l, m, artifact.Zip)
+		checkMatches(t, "stalled", err, "unavailable", "deadline")
+
+		u.Reset()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			done <- parse(t, u.URL(), Config{}).Fetch(ctx, m, artifact.Zip, func(body io.Reader, _ int64, _ string) error {
+				_, err := io.ReadAll(body)
+				return err
+			})
+		}()
+		if err := u.Await(t.Context(), zipPath, 1); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		checkMatches(t, "canceled", <-done, "canceled")
+	}
+}
+
+func TestRetry(t *testing.T) {
+	u, m := start(t)
+	for _, tt := range []struct {
+		name string
+		set  func()
+		want int
+	}{
+		{"503", func() { u.Status("/", 503, "") }, 2},
+		{"502", func() { u.Status("/", 502, "") }, 2},
+		{"503 with a time", func() { u.Status("/", 503, "", "Retry-After", "9") }, 1},
+		{"500", func() { u.Status("/", 500, "") }, 1},
+		{"429", func() { u.Status("/", 429, "") }, 1},
+		{"404", func() { u.Status("/", 404, "") }, 1},
+		{"no answer", func() { u.Down(true) }, 2},
+	} {
+		u.Heal()
+		tt.set()
+		u.Reset()
+		l := parse(t, u.URL(), Config{}) // without a connection that net/http would count as broken by age
+		if _, err := l.Versions(t.Context(), m.Path); err == nil || u.Count(listPath) != tt.want {
+			t.Errorf("%s: asked %d times, want %d: %v", tt.name, u.Count(listPath), tt.want, err)
+		}
+	}
+	// A restart of the upstream goes unnoticed.
+	n := 0
+	l := parse(t, "https://a.example", Config{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		if n++; n == 1 {
+			return nil, io.EOF
+		}
+		return &http.Response{StatusCode: 200, ContentLength: 7, Body: io.NopCloser(strings.NewReader("v1.0.0\n"))}, nil
+	})})
+	if b, err := l.Versions(t.Context(), m.Path); err != nil || string(b) != "v1.0.0\n" {
+		t.Errorf("after one broken connection: %q, %v", b, err)
+	}
+}
+
+// No more than MaxPerHost requests are under way, of them half for zips; who cannot get in says so.
+func TestConcurrencyIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var now, most int
+		underWay := func() int {
+			mu.Lock()
+			defer mu.Unlock()
+			return now
+		}
+		release := make(chan struct{})
+		l, err := Parse("https://a.example/x|https://A.example:443/y", Config{MaxPerHost: 4, Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			mu.Lock()
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return &http.Response{StatusCode: 404, Body: http.NoBody}, r.Context().Err()
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var wg sync.WaitGroup
+		zip := func() {
+			wg.Go(func() {
+				l.Fetch(ctx, anyModule, artifact.Zip, func(io.Reader, int64, string) error { return nil })
+			})
+		}
+		for range 10 {
+			zip()
+		}
+		synctest.Wait()
+		if n := underWay(); n != 2 {
+			t.Errorf("%d zips under way, want 2", n)
+		}
+		for range 10 {
+			wg.Go(func() {
+				_, err := l.Entries()[0].Get(ctx, "/sumdb/x/latest", 1)
+				if err == nil {
+					t.Error("no error")
+				}
+			})
+		}
+		synctest.Wait()
+		if n := underWay(); n != 4 {
+			t.Errorf("%d requests under way, want 4", n)
+		}
+		begin := time.Now()
+		_, err = l.Entries()[1].Get(ctx, "/sumdb/x/latest", 1)
+		checkMatches(t, "no slot", err, "unavailable", "deadline")
+		if took := time.Since(begin); took != 30*time.Second || !strings.Contains(err.Error(), "under way already") {
+			t.Errorf("no slot after %v: %v", took, err)
+		}
+		close(release)
+		wg.Wait()
+		if now != 0 || most != 4 {
+			t.Errorf("at the end %d are under way, at most there were %d", now, most)
+		}
+	})
+}
+
+// A body that is closed, read or not, gives its slot back.
+func TestSlotsComeBack(t *testing.T) {
+	u, m := start(t)
+	l := parse(t, u.URL(), Config{MaxPerHost: 1, HeaderTimeout: 5 * time.Second})
+	faults := []func(){func() {}, func() { u.Status("/", 404, "") }, func() { u.Status("/", 503, "") }, func() { u.Gzip(m, artifact.Zip) },
+		func() { u.Truncate(m, artifact.Zip, 4) }, func() { u.Down(true) }, func() { u.Redirect("/", u.URL()) }}
+	for range 2 {
+		for _, set := range faults {
+			u.Heal()
+			set()
+			fetch(t, l, m, artifact.Zip)
+			l.Fetch(t.Context(), m, artifact.Zip, func(io.Reader, int64, string) error { return artifact.ErrRefused })
+		}
+	}
+	u.Heal()
+	if _, err := fetch(t, l, m, artifact.Zip); err != nil {
+		t.Error(err)
+	}
+}
+
+// Nothing runs on after Close: a bubble of synctest does not end while one of its goroutines lives.
+func TestNothingRunsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked []string
+		l, err := Parse("https://a.example", Config{Transport: hang(true, &asked)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		_, err = l.Versions(ctx, anyModule.Path)
+		checkMatches(t, "canceled", err, "canceled")
+		l.Close()
+	})
+}
