@@ -11,7 +11,7 @@ type disk interface {
 	Create(name string) (file, error) // a new file, never an existing one
 	Rename(oldname, newname string) error
 	Remove(name string) error
-	Mkdir(name string) error   // like mkdir -p
+	Mkdir(name string) error
 	SyncDir(name string) error // returns once the names in the directory are durable
 }
 
@@ -43,7 +43,7 @@ func (d rootDisk) Create(name string) (file, error) {
 
 func (d rootDisk) Rename(oldname, newname string) error { return d.root.Rename(oldname, newname) }
 func (d rootDisk) Remove(name string) error             { return d.root.Remove(name) }
-func (d rootDisk) Mkdir(name string) error              { return d.root.MkdirAll(name, dirPerm) }
+func (d rootDisk) Mkdir(name string) error              { return d.root.Mkdir(name, dirPerm) }
 
 func (d rootDisk) SyncDir(name string) error {
 	f, err := d.root.Open(name)

@@ -17,11 +17,12 @@ type unsafeDisk struct {
 	fail func(op, name string) error // before each operation; nil: nothing fails
 
 	mu      sync.Mutex
-	dead    bool              // guarded by mu, as the rest: the power is off
-	steps   int               // operations so far
-	budget  int               // the power fails in front of the operation of this number; 0: never
-	dirty   map[string]bool   // files with contents that are not durable
-	renames map[string][]move // by directory: names in it that are not durable
+	dead    bool                // guarded by mu, as the rest: the power is off
+	steps   int                 // operations so far
+	budget  int                 // the power fails in front of the operation of this number; 0: never
+	dirty   map[string]bool     // files with contents that are not durable
+	renames map[string][]move   // by directory: names in it that are not durable
+	dirs    map[string][]string // the same of directories that were made
 }
 
 type move struct{ from, to string }
@@ -84,13 +85,22 @@ func (d *unsafeDisk) Remove(name string) error {
 	return d.rootDisk.Remove(name)
 }
 
-func (d *unsafeDisk) Mkdir(name string) error { return d.rootDisk.Mkdir(name) }
+func (d *unsafeDisk) Mkdir(name string) error {
+	if err := d.step("mkdir", name); err != nil {
+		return err
+	}
+	d.note(func() { d.dirs[path.Dir(name)] = append(d.dirs[path.Dir(name)], name) })
+	return d.rootDisk.Mkdir(name)
+}
 
 func (d *unsafeDisk) SyncDir(name string) error {
 	if err := d.step("syncdir", name); err != nil {
 		return err
 	}
-	d.note(func() { delete(d.renames, name) })
+	d.note(func() {
+		delete(d.renames, name)
+		delete(d.dirs, name)
+	})
 	return d.rootDisk.SyncDir(name)
 }
 
@@ -115,12 +125,20 @@ func (d *unsafeDisk) cut(t *testing.T, undo bool) {
 			}
 		}
 	}
+	if !undo {
+		return
+	}
+	for _, dirs := range d.dirs {
+		for _, dir := range dirs {
+			if err := d.root.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for _, moves := range d.renames {
 		for _, m := range moves {
-			if undo {
-				if err := d.root.Rename(m.to, m.from); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					t.Fatal(err)
-				}
+			if err := d.root.Rename(m.to, m.from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
 			}
 		}
 	}
@@ -160,7 +178,7 @@ func openUnsafe(t *testing.T, dir string) (*Store, *unsafeDisk) {
 	t.Helper()
 	var d *unsafeDisk
 	s, err := openStore(dir, func(root *os.Root) disk {
-		d = &unsafeDisk{rootDisk: rootDisk{root}, dirty: map[string]bool{}, renames: map[string][]move{}}
+		d = &unsafeDisk{rootDisk: rootDisk{root}, dirty: map[string]bool{}, renames: map[string][]move{}, dirs: map[string][]string{}}
 		return d
 	})
 	if err != nil {

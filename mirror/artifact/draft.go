@@ -92,14 +92,17 @@ func (d *Draft) Commit() (Ref, error) {
 		return Ref{}, err
 	}
 	ref := d.Ref()
+	dir, err := d.s.shard(ref.Digest)
+	if err != nil {
+		return Ref{}, err
+	}
 	if !d.s.Has(ref) {
 		if err := d.settle(ref); err != nil {
 			return Ref{}, err
 		}
 	}
 	// Also for a blob that was there: the commit that made it may not have come so far yet.
-	name := blobName(ref.Digest)
-	if err := d.s.disk.SyncDir(name[:len(name)-len("/")-2*len(ref.Digest)]); err != nil {
+	if err := d.s.disk.SyncDir(dir); err != nil {
 		// Not even a full disk is forgiven here: the name is in place, and the next fsync may pass without it.
 		return Ref{}, d.s.latch("fsync the directory of a blob", err)
 	}

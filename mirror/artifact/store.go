@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"iter"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -46,6 +48,11 @@ type Store struct {
 	disk disk
 
 	renaming sync.Mutex // held from the look whether a blob exists to the rename that makes it
+
+	shards [256]struct { // by the first byte of the digest: its subdirectory of blobs/
+		mu   sync.Mutex
+		made bool // guarded by mu; there, and durable
+	}
 
 	mu     sync.Mutex
 	failed error // guarded by mu; the first fault, which ends writing
@@ -87,25 +94,49 @@ func openStore(dir string, on func(*os.Root) disk) (*Store, error) {
 	return s, nil
 }
 
-// prepare makes the directories, all of them, so that a commit has only one directory to fsync: a subdirectory made by
-// a concurrent commit could still be lost after this one said that all is durable.
+// prepare makes the directories. It fsyncs them although they may be there already: the process that made them may have
+// died before it did.
 func (s *Store) prepare() error {
 	for _, name := range []string{blobDir, tmpDir, quarantineDir} {
-		if err := s.disk.Mkdir(name); err != nil {
+		if err := s.root.MkdirAll(name, dirPerm); err != nil {
 			return err
 		}
 	}
-	for i := range 256 {
-		if err := s.disk.Mkdir(fmt.Sprintf("%s/%02x", blobDir, i)); err != nil {
-			return err
-		}
+	names, err := s.names(blobDir)
+	if err != nil {
+		return err
 	}
-	for _, name := range []string{blobDir, "blobs", "."} {
+	for _, name := range []string{blobDir, path.Dir(blobDir), "."} {
 		if err := s.disk.SyncDir(name); err != nil {
 			return err
 		}
 	}
+	for _, name := range names {
+		if b, err := hex.DecodeString(name); err == nil && len(b) == 1 {
+			s.shards[b[0]].made = true
+		}
+	}
 	return s.Sweep()
+}
+
+// shard returns the directory of d's blob, and makes it if that is not done yet. Whoever needs the same one meanwhile
+// waits for the fsync: a commit that went ahead would call bytes durable whose directory may still be lost.
+func (s *Store) shard(d Digest) (string, error) {
+	dir := path.Dir(blobName(d))
+	sh := &s.shards[d[0]]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.made {
+		return dir, nil
+	}
+	if err := s.disk.Mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", s.fault("make a directory of blobs", err)
+	}
+	if err := s.disk.SyncDir(blobDir); err != nil {
+		return "", s.latch("fsync the directory of directories", err)
+	}
+	sh.made = true
+	return dir, nil
 }
 
 // Sweep removes the drafts of an earlier process. OpenStore calls it; nobody else does while drafts are open.
@@ -257,7 +288,7 @@ func (s *Store) Remove(d Digest) error {
 	} else if err != nil {
 		return fmt.Errorf("remove sha256:%s: %v: %w", d, err, ErrUnavailable)
 	}
-	if err := s.disk.SyncDir(name[:len(name)-len("/")-2*len(d)]); err != nil {
+	if err := s.disk.SyncDir(path.Dir(name)); err != nil {
 		return s.latch("fsync the directory of a removed blob", err)
 	}
 	return nil
@@ -271,7 +302,7 @@ func (s *Store) All() iter.Seq2[Ref, error] {
 		for i := range 256 {
 			dir := fmt.Sprintf("%02x", i)
 			names, err := s.names(blobDir + "/" + dir)
-			if err != nil && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
 				return
 			}
 			for _, name := range names {

@@ -124,7 +124,7 @@ func TestCommitOfExistingBytesIsDurable(t *testing.T) {
 	s, d := openUnsafe(t, dir)
 	want := []byte("some zip")
 	d.fail = func(op, name string) error {
-		if op != "syncdir" {
+		if op != "syncdir" || name == blobDir {
 			return nil
 		}
 		d.fail = nil
@@ -184,7 +184,7 @@ func TestStoreStopsWritingAfterFault(t *testing.T) {
 
 func TestFullDiskIsForgiven(t *testing.T) {
 	for _, errno := range []error{syscall.ENOSPC, syscall.EDQUOT} {
-		for _, op := range []string{"create", "write", "fsync", "rename"} {
+		for _, op := range []string{"create", "mkdir", "write", "fsync", "rename"} {
 			s, d := openUnsafe(t, t.TempDir())
 			d.note(func() { d.fail = failing(op, &fs.PathError{Op: op, Path: "x", Err: errno}) })
 			_, err := tryPut(s, []byte("some zip"))
@@ -205,7 +205,7 @@ func TestFullDiskIsForgiven(t *testing.T) {
 
 // A missing directory, a read-only disk: nothing about that is a missing version.
 func TestStoreFaultsAreNeverNotExist(t *testing.T) {
-	for _, op := range []string{"create", "write", "fsync", "rename", "syncdir"} {
+	for _, op := range []string{"create", "mkdir", "write", "fsync", "rename", "syncdir"} {
 		s, d := openUnsafe(t, t.TempDir())
 		d.note(func() { d.fail = failing(op, fs.ErrNotExist) })
 		if _, err := tryPut(s, []byte("x")); errors.Is(err, fs.ErrNotExist) || !errors.Is(err, ErrUnavailable) {
@@ -444,7 +444,8 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 			break
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(s.dir, blobDir, "07")); err != nil {
+	bad := filepath.Join(s.dir, blobDir, "07")
+	if err := errors.Join(os.RemoveAll(bad), os.WriteFile(bad, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	var errs []error
@@ -454,7 +455,7 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 		}
 	}
 	if len(errs) != 1 || !errors.Is(errs[0], ErrUnavailable) || errors.Is(errs[0], fs.ErrNotExist) {
-		t.Errorf("All without a directory: %v, want one ErrUnavailable", errs)
+		t.Errorf("All with a file for a directory: %v, want one ErrUnavailable", errs)
 	}
 }
 
