@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -200,6 +201,25 @@ func TestFullDiskIsForgiven(t *testing.T) {
 				t.Errorf("%v at %s leaves %q", errno, op, left)
 			}
 		}
+	}
+}
+
+// After a failed fsync of a directory the name may be lost and the next fsync pass: also a full disk ends writing then.
+func TestFullDiskAtDirectoryIsNotForgiven(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	for _, dir := range []string{"blobs/sha256", path.Dir(blobName(DigestOf([]byte("some zip"))))} {
+		d.note(func() {
+			d.fail = func(op, name string) error {
+				if op == "syncdir" && name == dir {
+					return syscall.ENOSPC
+				}
+				return nil
+			}
+		})
+		if _, err := tryPut(s, []byte("some zip")); !errors.Is(err, ErrUnavailable) || s.Err() == nil {
+			t.Errorf("fsync of %s: %v, fault %v, want both", dir, err, s.Err())
+		}
+		s, d = openUnsafe(t, t.TempDir())
 	}
 }
 

@@ -1,0 +1,59 @@
+package artifact
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/module"
+)
+
+func TestParseList(t *testing.T) {
+	for _, tt := range []struct{ name, path, in, want string }{
+		{"nothing", "example.com/m", "", ""},
+		{"sorted by semantic version", "example.com/m", "v1.10.0\nv1.9.0\nv1.10.0-rc.1\nv0.1.0\n", "v0.1.0 v1.9.0 v1.10.0-rc.1 v1.10.0"},
+		{"each once", "example.com/m", "v1.0.0\nv1.0.0\nv1.0.0 2026-03-01T12:00:00Z\n", "v1.0.0"},
+		{"with times", "example.com/m", "v1.0.0 2026-03-01T12:00:00Z\nv1.1.0 x y z\n", "v1.0.0 v1.1.0"},
+		{"without a last newline, with carriage returns", "example.com/m", "v1.0.0\r\n\r\nv1.1.0", "v1.0.0 v1.1.0"},
+		{"pseudo-versions", "example.com/m", "v0.0.0-20260301120000-abcdefabcdef\nv1.0.0\n", "v1.0.0"},
+		{"not canonical", "example.com/m", "v1\nv1.2\nv1.2.3+meta\nV1.2.3\n1.2.3\nv01.2.3\nmaster\nv1.0.0\n", "v1.0.0"},
+		{"wrong major", "example.com/m", "v2.0.0\nv2.0.0+incompatible\nv1.0.0\n", "v1.0.0 v2.0.0+incompatible"},
+		{"major in the path", "example.com/m/v2", "v1.0.0\nv2.0.0\nv3.0.0\n", "v2.0.0"},
+		{"gopkg.in", "gopkg.in/yaml.v2", "v2.0.0\nv3.0.0\n", "v2.0.0"},
+		{"toolchains", "golang.org/toolchain", "v0.0.1-go1.25.0.linux-amd64\n", "v0.0.1-go1.25.0.linux-amd64"},
+		{"HTML", "example.com/m", "<!DOCTYPE html>\n<html>v1.0.0</html>\n", ""},
+		{"not a path", "no dots", "v1.0.0\n", ""},
+	} {
+		got := ParseList([]byte(tt.in), tt.path)
+		if strings.Join(got, " ") != tt.want || got == nil {
+			t.Errorf("%s: ParseList = %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestFormatList(t *testing.T) {
+	if got := FormatList([]string{"v1.0.0", "v1.1.0"}); string(got) != "v1.0.0\nv1.1.0\n" {
+		t.Errorf("FormatList = %q", got)
+	}
+	if got := FormatList(nil); got == nil || len(got) > 0 {
+		t.Errorf("FormatList of nothing = %q", got)
+	}
+}
+
+func FuzzParseList(f *testing.F) {
+	f.Add("v1.0.0\nv1.1.0 2026-03-01T12:00:00Z\n", "example.com/m")
+	f.Add("v2.0.0+incompatible\r\nv0.0.0-20260301120000-abcdefabcdef\n\x00", "example.com/m/v2")
+	f.Fuzz(func(t *testing.T, in, path string) {
+		list := ParseList([]byte(in), path)
+		for _, v := range list {
+			if module.Check(path, v) != nil || module.IsPseudoVersion(v) || module.CanonicalVersion(v) != v || !strings.Contains(in, v) {
+				t.Errorf("ParseList yields %q", v)
+			}
+		}
+		b := FormatList(list)
+		if again := ParseList(b, path); !slices.Equal(again, list) || !bytes.Equal(FormatList(again), b) {
+			t.Errorf("ParseList of %q = %q", b, again)
+		}
+	})
+}
