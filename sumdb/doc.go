@@ -1,0 +1,56 @@
+// Package sumdb verifies what a checksum database says about a module version, and answers /sumdb/<name>/… from what was
+// verified, so that a stock go command with its default GOSUMDB verifies through the mirror, also offline.
+//
+// # Protocol
+//
+// A checksum database is an append-only log of records in a Merkle tree (go.dev/design/25530-sumdb, RFC 6962 section 2).
+// It answers /lookup/<module>@<version> with the record's id, the record's text (go.sum lines), a blank line and a signed
+// tree head (c2sp.org/tlog-checkpoint):
+//
+//	0
+//	golang.org/x/text v0.3.0 h1:g61tztE5qeGQ89tm6NTjjM9VPIm088od1l6aSorWRWg=
+//	golang.org/x/text v0.3.0/go.mod h1:NqM8EUOU14njkJ3fqMW+pc6Ldnwhi/IjpwHt7yyuwOQ=
+//
+//	go.sum database tree
+//	66385784
+//	dRgqg6bNjCv/HjgbQbR4FTQxb01x93qAiafZ4wW6HNI=
+//
+//	— sum.golang.org Az3grgdaBaBY…
+//
+// and /tile/8/<level>/<n>[.p/<width>] with the hashes of the tree, 256 to a full tile. /latest is the newest tree head.
+// /supported tells a client whether a proxy speaks for the database.
+//
+// # Promises
+//
+//   - A record is accepted only by [artifact.Record.Check]: an inclusion proof against the root of a signed tree head
+//     that the [Catalog] committed. No error from a tile reader, and nothing that a source says, stands in for it.
+//   - Sums come from the record's text alone, and both lines must be there for exactly the module asked.
+//   - What is served again is put together from the checked parts. Whatever else a source sent (text around the record,
+//     unknown signatures) is dropped.
+//   - A tile is stored only once it is authenticated against a head that is consistent with the committed one. A bad
+//     tile is a reason to ask another source, and never the proof of a fork.
+//   - The head moves only by a checked consistency proof. Two validly signed heads that contradict each other are a fork:
+//     the evidence is committed, what is new is refused, what is held stays served.
+//   - Nothing is remembered from an error. A 404 is believed for two seconds.
+//   - Every answer of a source, every wait, queue, cache and number of goroutines is bounded. A client that goes away
+//     does not end a lookup that others wait for.
+//   - The name of a private module is never sent to a source.
+//
+// # Heads and anchors
+//
+// A lookup may be answered with the stored record and any signed head that covers it. A client whose own tree is newer
+// than the answered head checks that head in the shape of its own tree, for which it needs tiles that were still partial
+// when the head was new. So an old head whose right edge has become full since then is a better answer than the newest
+// one, above all offline. Of the committed heads A below the newest head N, the anchor is the newest with A>>16 < N>>16
+// (its edge tiles of level 0 and 1 are full) and the deep anchor the newest with A>>24 < N>>24 (level 2 too). An answer
+// takes the deep anchor if it covers the record, else the anchor, else the newest head, and of these the first whose
+// tiles are held here.
+//
+// # If the process dies
+//
+// The order for a new record is: lookup; tiles read and authenticated; tiles fsynced; if the record lies beyond the
+// committed head, that head committed with its consistency proof; record returned, for the catalog to commit. After the
+// tiles are stored, and after the head is committed, what is there is true and of use by itself; the next lookup of the
+// record finds more of it in place and otherwise does the same work. A tile is written under a temporary name, fsynced,
+// renamed, and its directory fsynced; a temporary file that a crash left is removed by [OpenTiles].
+package sumdb

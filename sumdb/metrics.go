@@ -1,0 +1,121 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"modmirror/mirror/artifact"
+)
+
+// metrics of one database. Label values come from fixed sets, but for the database's name, which the operator gives.
+type metrics struct {
+	reg prometheus.Registerer
+
+	requests   *prometheus.CounterVec   // to sources, by class and outcome
+	seconds    *prometheus.HistogramVec // of requests to sources, by class
+	records    *prometheus.CounterVec   // asked for, by where they come from, or why not
+	served     *prometheus.CounterVec   // answers to clients, by class and status
+	witnessed  *prometheus.CounterVec   // heads checked, by outcome
+	badTiles   prometheus.Counter
+	badRecords prometheus.Counter
+	extraLines prometheus.Counter
+	forks      prometheus.Counter
+	advances   prometheus.Counter
+	rollbacks  prometheus.Counter
+	size       prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
+	labels := prometheus.Labels{"database": database}
+	counter := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: "modmirror", Subsystem: "sumdb", Name: name, Help: help, ConstLabels: labels}
+	}
+	m := &metrics{
+		reg:      reg,
+		requests: prometheus.NewCounterVec(counter("source_requests_total", "Requests to sources of the checksum database."), []string{"class", "outcome"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "modmirror", Subsystem: "sumdb", Name: "source_seconds", Help: "Time that requests to sources took.",
+			ConstLabels: labels, Buckets: prometheus.ExponentialBuckets(0.002, 3, 10),
+		}, []string{"class"}),
+		records:    prometheus.NewCounterVec(counter("records_total", "Records asked for, by where they came from or why there is none."), []string{"outcome"}),
+		served:     prometheus.NewCounterVec(counter("answers_total", "Answers to clients."), []string{"class", "status"}),
+		witnessed:  prometheus.NewCounterVec(counter("heads_checked_total", "Signed tree heads met and checked for consistency in the background."), []string{"outcome"}),
+		badTiles:   prometheus.NewCounter(counter("bad_tiles_total", "Reads of tiles that did not lead to the signed root.")),
+		badRecords: prometheus.NewCounter(counter("bad_records_total", "Lookup answers that were malformed or did not verify.")),
+		extraLines: prometheus.NewCounter(counter("unknown_head_lines_total", "Signed tree heads with lines that this version does not know.")),
+		forks:      prometheus.NewCounter(counter("forks_total", "Pairs of signed tree heads met that contradict each other.")),
+		advances:   prometheus.NewCounter(counter("head_advances_total", "Times that the committed tree head moved.")),
+		rollbacks:  prometheus.NewCounter(counter("head_older_total", "Times that all sources had an older tree head than the committed one.")),
+		size: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "modmirror", Subsystem: "sumdb", Name: "head_records", Help: "Records in the newest tree head that this node saw committed.", ConstLabels: labels,
+		}),
+	}
+	for i, c := range m.all() {
+		if reg == nil {
+			break
+		}
+		if err := reg.Register(c); err != nil {
+			for _, c := range m.all()[:i] {
+				reg.Unregister(c)
+			}
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.size}
+}
+
+func (m *metrics) unregister() {
+	if m.reg != nil {
+		for _, c := range m.all() {
+			m.reg.Unregister(c)
+		}
+	}
+}
+
+func (m *metrics) fetched(path string, err error, d time.Duration) {
+	class, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	m.requests.WithLabelValues(class, outcome(err)).Inc()
+	m.seconds.WithLabelValues(class).Observe(d.Seconds())
+}
+
+func (m *metrics) looked(how string, err error) {
+	if err != nil {
+		how = outcome(err)
+	}
+	m.records.WithLabelValues(how).Inc()
+}
+
+func (m *metrics) witness(outcome string) { m.witnessed.WithLabelValues(outcome).Inc() }
+
+// outcome returns err as one of a fixed set of words.
+func outcome(err error) string {
+	for _, o := range []struct {
+		err  error
+		word string
+	}{
+		{artifact.ErrPolicy, "policy"},
+		{artifact.ErrRefused, "refused"},
+		{artifact.ErrMalformed, "malformed"},
+		{context.DeadlineExceeded, "timeout"},
+		{context.Canceled, "canceled"},
+		{artifact.ErrUnavailable, "unavailable"},
+		{fs.ErrNotExist, "absent"},
+	} {
+		if errors.Is(err, o.err) {
+			return o.word
+		}
+	}
+	if err != nil {
+		return "failed"
+	}
+	return "ok"
+}

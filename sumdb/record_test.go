@@ -1,0 +1,394 @@
+package sumdb
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+	"modmirror/sumdb/sumdbtest"
+)
+
+var hello = mv("example.com/hello@v1.0.0")
+
+// A record without both lines for exactly the module asked is refused, and asked for again the next time (CVE-2026-42501).
+func TestRecordLines(t *testing.T) {
+	good := sumdbtest.Text(hello, sumdbtest.Sum("a"), sumdbtest.Sum("b"))
+	zip, mod, _ := strings.Cut(good, "\n")
+	for name, text := range map[string]string{
+		"another module":    sumdbtest.Text(mv("example.com/other@v1.0.0"), sumdbtest.Sum("a"), sumdbtest.Sum("b")),
+		"another version":   sumdbtest.Text(mv("example.com/hello@v1.0.1"), sumdbtest.Sum("a"), sumdbtest.Sum("b")),
+		"longer path":       sumdbtest.Text(mv("example.com/hello/v2@v1.0.0"), sumdbtest.Sum("a"), sumdbtest.Sum("b")),
+		"no go.mod line":    zip + "\n",
+		"no zip line":       mod,
+		"conflicting lines": good + zip[:strings.LastIndex(zip, " ")+1] + sumdbtest.Sum("c") + "\n",
+		"not h1":            strings.ReplaceAll(good, "h1:", "h2:"),
+		"short hash":        strings.Replace(good, "h1:", "h1:AAAA", 1),
+		"no lines":          "nothing\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, 3, nil)
+			l.src.AddText(hello, text)
+			for range 2 {
+				r, err := l.Record(t.Context(), hello)
+				if !errors.Is(err, artifact.ErrRefused) || errors.Is(err, fs.ErrNotExist) {
+					t.Fatalf("Record = %+v, %v", r, err)
+				}
+			}
+			if n := l.src.Count("lookup"); n != 2 {
+				t.Errorf("%d lookups, want 2: a refusal must not be remembered", n)
+			}
+			if w := get(t, l, "/lookup/example.com/hello@v1.0.0"); w.Code != http.StatusForbidden {
+				t.Errorf("lookup: %d %s", w.Code, w.Body)
+			}
+		})
+	}
+}
+
+func TestLookupResponseIsStrict(t *testing.T) {
+	for name, c := range map[string]struct {
+		lies sumdbtest.Lies
+		want error
+	}{
+		"negative id":         {sumdbtest.Lies{IDs: map[module.Version]string{hello: "-5"}}, artifact.ErrMalformed},
+		"signed id":           {sumdbtest.Lies{IDs: map[module.Version]string{hello: "+3"}}, artifact.ErrMalformed},
+		"zeros before the id": {sumdbtest.Lies{IDs: map[module.Version]string{hello: "003"}}, artifact.ErrMalformed},
+		"id of 20 digits":     {sumdbtest.Lies{IDs: map[module.Version]string{hello: "12345678901234567890"}}, artifact.ErrMalformed},
+		"NUL in the id":       {sumdbtest.Lies{IDs: map[module.Version]string{hello: "3\x00"}}, artifact.ErrMalformed},
+		"id beyond the tree":  {sumdbtest.Lies{IDs: map[module.Version]string{hello: "6"}}, artifact.ErrMalformed},
+		"id of another":       {sumdbtest.Lies{IDs: map[module.Version]string{hello: "2"}}, artifact.ErrRefused},
+		"forged text":         {sumdbtest.Lies{Records: map[module.Version]string{hello: sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y"))}}, artifact.ErrRefused},
+		"NUL in the text":     {sumdbtest.Lies{Records: map[module.Version]string{hello: "a\x00b\n"}}, artifact.ErrMalformed},
+		"no tree head":        {sumdbtest.Lies{NoHead: true}, artifact.ErrMalformed},
+		"unknown key":         {sumdbtest.Lies{WrongKey: true}, artifact.ErrRefused},
+		"lines in between":    {sumdbtest.Lies{Between: "example.com/hello v1.0.0 h1:evil\n\n"}, artifact.ErrRefused},
+		"junk at the end":     {sumdbtest.Lies{Junk: "example.com/hello v1.0.0 h1:evil\n"}, artifact.ErrRefused},
+		"huge":                {sumdbtest.Lies{HugeBody: true}, artifact.ErrMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, 3, nil)
+			l.add(hello)
+			l.src.Grow(2)
+			if _, err := l.bootstrap(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.src.Lie(c.lies)
+			r, err := l.Record(t.Context(), hello)
+			if !errors.Is(err, c.want) || errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("Record = %+v, %v; want %v", r, err, c.want)
+			}
+			l.src.Lie(sumdbtest.Lies{})
+			want(t, l.DB, hello) // nothing is remembered
+		})
+	}
+}
+
+// Signed lines behind the tree head, and signatures by unknown keys, are not searched for hashes. The former are kept,
+// because they are signed; the latter are not served again (CVE-2026-56864).
+func TestExtraLinesAndSignatures(t *testing.T) {
+	evil := "example.com/hello v1.0.0 " + sumdbtest.Sum("evil")
+	l := newLab(t, 3, nil)
+	l.add(hello)
+	l.src.Lie(sumdbtest.Lies{HeadLines: evil + "\n", Junk: "— unknown.example AAAAAEFB\n"})
+	want(t, l.DB, hello)
+	w := get(t, l, "/lookup/example.com/hello@v1.0.0")
+	record, head, _ := strings.Cut(w.Body.String(), "\n\n")
+	if w.Code != http.StatusOK || strings.Contains(record, evil) || !strings.Contains(head, evil) || strings.Contains(head, "unknown.example") {
+		t.Errorf("lookup: %d\n%s", w.Code, w.Body)
+	}
+	wantLines(t, newGoClient(l, l.Key, nil), hello)
+}
+
+// Genuine tiles but one, and a forged text to go with it: refused, not stored, and no fork (CVE-2026-56865).
+func TestForgedTile(t *testing.T) {
+	forged := sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y"))
+	for _, size := range []int{10, 256, 300, 65536 + 300} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			l := newLab(t, 5, nil)
+			l.add(hello)
+			l.src.Grow(size - 6)
+			path, data := l.src.ForgedTile(5, forged)
+			l.src.Lie(sumdbtest.Lies{Records: map[module.Version]string{hello: forged}, Tiles: map[string][]byte{path: data}})
+			r, err := l.Record(t.Context(), hello)
+			if !errors.Is(err, artifact.ErrRefused) {
+				t.Fatalf("Record = %+v, %v", r, err)
+			}
+			if b, err := l.tiles.Tile(tileAt(0, 0)); err == nil && bytes.Equal(b[5*32:6*32], recordHash(forged)) {
+				t.Error("the forged tile is stored")
+			}
+			if _, err := l.cat.Fork(t.Context(), l.name); err == nil {
+				t.Error("a bad tile counts as a fork")
+			}
+			l.src.Lie(sumdbtest.Lies{})
+			want(t, l.DB, hello)
+		})
+	}
+}
+
+// A forged tile of level 1 leads nowhere either.
+func TestForgedParent(t *testing.T) {
+	l := newLab(t, 5, nil)
+	l.add(hello)
+	l.src.Grow(65536)
+	b, err := l.src.Get(t.Context(), "/tile/8/1/000", tileBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	l.src.Lie(sumdbtest.Lies{Tiles: map[string][]byte{"tile/8/1/000": b}})
+	if r, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrRefused) {
+		t.Fatalf("Record = %+v, %v", r, err)
+	}
+}
+
+// One source lies or fails; the next one has the answer.
+func TestNextSource(t *testing.T) {
+	forged := sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y"))
+	src := sumdbtest.New("sum.example.com")
+	src.Grow(5)
+	add(src, hello)
+	src.Grow(300)
+	path, data := src.ForgedTile(5, forged)
+	for name, lies := range map[string]sumdbtest.Lies{
+		"down":            {Down: true},
+		"tiles down":      {TilesDown: true},
+		"no tiles":        {TilesMissing: true},
+		"unsupported":     {Unsupported: true, Missing: true},
+		"forged record":   {Records: map[module.Version]string{hello: forged}},
+		"forged tile":     {Tiles: map[string][]byte{path: data}},
+		"short tile":      {Tiles: map[string][]byte{path: data[:32]}},
+		"both":            {Records: map[module.Version]string{hello: forged}, Tiles: map[string][]byte{path: data}},
+		"wrong key":       {WrongKey: true},
+		"rubbish":         {NoHead: true},
+		"everything huge": {HugeBody: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			liar := src.Fork(src.Size())
+			liar.Lie(lies)
+			db := open(t, Config{Key: src.Key(), Catalog: sumdbtest.NewCatalog(src.Key()), Proxies: []Source{liar}, Direct: src})
+			want(t, db, hello)
+			s, err := db.Status(t.Context())
+			if err != nil || name != "unsupported" && name != "no tiles" && s.Sources[0].LastError == nil {
+				t.Errorf("Status = %+v, %v", s, err)
+			}
+		})
+	}
+}
+
+// While a proxy speaks for the database, its 404 is final and nobody else is asked.
+func TestProxyFirst(t *testing.T) {
+	src := sumdbtest.New("sum.example.com")
+	src.Grow(3)
+	proxy := src.Fork(3)
+	add(src, hello)
+	db := open(t, Config{Key: src.Key(), Catalog: sumdbtest.NewCatalog(src.Key()), Proxies: []Source{proxy}, Direct: src})
+	if r, err := db.Record(t.Context(), hello); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("Record = %+v, %v", r, err)
+	}
+	if n := src.Count(""); n != 0 {
+		t.Errorf("%d direct requests, want none", n)
+	}
+}
+
+// Whether a proxy speaks for the database is asked again after a minute.
+func TestSupportedIsNotSticky(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		proxy := sumdbtest.New("sum.example.com")
+		add(proxy, hello)
+		db := open(t, Config{Key: proxy.Key(), Catalog: sumdbtest.NewCatalog(proxy.Key()), Proxies: []Source{proxy}})
+		proxy.Lie(sumdbtest.Lies{Unsupported: true})
+		for range 2 {
+			if _, err := db.Record(t.Context(), hello); !errors.Is(err, artifact.ErrUnavailable) {
+				t.Fatalf("Record: %v", err)
+			}
+		}
+		if n := proxy.Count(""); n != 1 {
+			t.Errorf("%d requests, want 1", n)
+		}
+		proxy.Lie(sumdbtest.Lies{})
+		time.Sleep(supportedFor + time.Second)
+		want(t, db, hello)
+	})
+}
+
+// An error is forgotten at once, a 404 after two seconds: a version that was just published is found without a restart.
+func TestNothingIsRememberedFromAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 300, nil)
+		l.add(hello)
+		for _, lies := range []sumdbtest.Lies{{Down: true}, {TilesDown: true}, {TilesMissing: true}} {
+			l.src.Lie(lies)
+			if _, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrUnavailable) || errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("%+v: %v", lies, err)
+			}
+		}
+		l.src.Lie(sumdbtest.Lies{Missing: true})
+		before := l.src.Count("lookup")
+		for range 3 {
+			if _, err := l.Record(t.Context(), hello); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("Record: %v", err)
+			}
+		}
+		if n := l.src.Count("lookup") - before; n != 1 {
+			t.Errorf("%d lookups for three questions at once, want 1", n)
+		}
+		l.src.Lie(sumdbtest.Lies{})
+		time.Sleep(absentFor)
+		want(t, l.DB, hello)
+	})
+}
+
+// A source that hangs costs the budget and no more; a client that goes away is gone at once, and ends nothing for others.
+func TestHangingSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 3, nil)
+		l.add(hello)
+		release := l.src.Hang()
+		start := time.Now()
+		if _, err := l.Record(t.Context(), hello); !errors.Is(err, context.DeadlineExceeded) || statusOf(err) != http.StatusGatewayTimeout {
+			t.Fatalf("Record: %v", err)
+		}
+		if d := time.Since(start); d != l.LookupBudget {
+			t.Errorf("it took %v", d)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		gone, stays := make(chan error), make(chan error)
+		go func() { _, err := l.Record(ctx, hello); gone <- err }()
+		synctest.Wait()
+		go func() { _, err := l.Record(t.Context(), hello); stays <- err }()
+		synctest.Wait()
+		cancel()
+		if err := <-gone; !errors.Is(err, context.Canceled) {
+			t.Errorf("client that went away: %v", err)
+		}
+		release()
+		if err := <-stays; err != nil {
+			t.Errorf("client that stayed: %v", err)
+		}
+		if n := l.src.Count("lookup"); n != 2 {
+			t.Errorf("%d lookups, want 2", n)
+		}
+	})
+}
+
+// The first source hangs, the second has its share of the time.
+func TestHangingProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := sumdbtest.New("sum.example.com")
+		add(src, hello)
+		proxy := src.Fork(1)
+		db := open(t, Config{Key: src.Key(), Catalog: sumdbtest.NewCatalog(src.Key()), Proxies: []Source{proxy}, Direct: src})
+		db.Record(t.Context(), mv("example.com/other@v1.0.0")) // learns that the proxy is supported
+		release := proxy.Hang()
+		defer release()
+		want(t, db, hello)
+	})
+}
+
+func TestEqualRequestsAreOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 300, nil)
+		l.add(hello)
+		release := l.src.Hang()
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() { want(t, l.DB, hello) })
+		}
+		synctest.Wait()
+		release()
+		wg.Wait()
+		for _, class := range []string{"lookup", "latest"} {
+			if n := l.src.Count(class); n != 1 {
+				t.Errorf("%d requests for %s, want 1", n, class)
+			}
+		}
+		if n := l.src.Count("tile"); n != 2 {
+			t.Errorf("%d tiles, want 2", n)
+		}
+	})
+}
+
+// Close ends lookups under way, and nothing starts after it.
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 3, nil)
+		l.add(hello)
+		defer l.src.Hang()()
+		done := make(chan error)
+		go func() { _, err := l.Record(t.Context(), hello); done <- err }()
+		synctest.Wait()
+		l.Close()
+		if err := <-done; !errors.Is(err, artifact.ErrUnavailable) {
+			t.Errorf("lookup under way: %v", err)
+		}
+		if _, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrUnavailable) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// The name of a private module goes nowhere, however it is spelt.
+func TestPrivate(t *testing.T) {
+	l := newLab(t, 3, func(c *Config) {
+		c.Private = func(p string) bool { return module.MatchPrefixPatterns("github.com/MyCo/*", p) }
+	})
+	l.add(mv("github.com/MyCo/secret@v1.0.0"))
+	for _, p := range []string{"/lookup/github.com/!my!co/secret@v1.0.0", "/lookup/github.com/%21my%21co/secret@v1.0.0", "/lookup/github.com/!my!co/secret/v2@v2.0.0"} {
+		w := get(t, l, p)
+		if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "private") {
+			t.Errorf("%s: %d %s", p, w.Code, w.Body)
+		}
+	}
+	if _, err := l.Record(t.Context(), mv("github.com/MyCo/secret@v1.0.0")); !errors.Is(err, artifact.ErrPolicy) {
+		t.Errorf("Record: %v", err)
+	}
+	if n := l.src.Count(""); n != 0 {
+		t.Errorf("%d requests, want none", n)
+	}
+}
+
+// Without a source a record that is not stored does not exist only if the operator says so.
+func TestOfflineUnknown(t *testing.T) {
+	l := newLab(t, 3, nil)
+	if _, err := l.bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, offline := range []bool{false, true} {
+		db := l.reopen(t, func(c *Config) { c.Offline = offline })
+		_, err := db.Record(t.Context(), hello)
+		if errors.Is(err, fs.ErrNotExist) != offline || errors.Is(err, artifact.ErrUnavailable) == offline {
+			t.Errorf("offline %v: %v", offline, err)
+		}
+	}
+	db := l.reopen(t, func(c *Config) { c.Offline, c.Direct = true, l.src })
+	before := l.src.Count("")
+	db.Record(t.Context(), hello)
+	get(t, db, "/tile/8/0/005")
+	if l.src.Count("") != before {
+		t.Error("a source was asked offline")
+	}
+}
+
+// Names that no database can know are not asked for.
+func TestRecordOfNonsense(t *testing.T) {
+	l := newLab(t, 3, nil)
+	for _, m := range []module.Version{{}, mv("x@v1.0.0"), mv("example.com/x@master"), mv("example.com/x@v1"), mv("example.com/x@v1.0.0+meta"),
+		mv("example.com/x@v1.0.0/go.mod"), mv("example.com/x@v2.0.0"), mv("169.254.169.254/latest@v1.0.0"), mv("example.com/../x@v1.0.0"), mv("example.com/x\n@v1.0.0")} {
+		if _, err := l.Record(t.Context(), m); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Record(%q): %v", m, err)
+		}
+	}
+	if n := l.src.Count(""); n != 0 {
+		t.Errorf("%d requests, want none", n)
+	}
+}

@@ -1,0 +1,334 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/mod/module"
+	xsumdb "golang.org/x/mod/sumdb"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// How long others may keep an answer. A tile never changes, and a narrow one stays a prefix of the wider. A lookup's record
+// never changes either, and the head that it came with stays right for ever, because tiles of older heads stay served; an
+// hour bounds how long a client is sent to an older anchor than need be. /latest is asked by whoever wants to know now.
+const (
+	cacheTile   = "public, max-age=31536000, immutable"
+	cacheLookup = "public, max-age=3600"
+	cacheLatest = "public, max-age=30"
+	cacheNever  = "no-store"
+)
+
+// maxPath bounds the path of a request, in bytes.
+const maxPath = 2 << 10
+
+// composed is what a lookup is answered with.
+type composed struct {
+	record artifact.Record
+	head   head  // the head that goes with it
+	newest int64 // what the newest committed head was when this was put together; it is not good for another
+}
+
+// ServeHTTP answers the protocol of the checksum database: /supported, /latest, /lookup/… and /tile/…. The prefix
+// /sumdb/<name> is already taken off r.URL.Path. Everything that can go wrong is found out here, with the status that it
+// deserves; x/mod's sumdb.Server, which knows only 404 and 500, is handed what is sure to work.
+func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	class, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	var err error
+	switch {
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		class = "other"
+		w.Header().Set("Allow", "GET, HEAD")
+		err = &statusError{http.StatusMethodNotAllowed, "only GET and HEAD are answered"}
+	case len(r.URL.Path) > maxPath:
+		class = "other"
+		err = badRequest("path is too long")
+	case r.URL.Path == "/supported":
+		err = db.serveSupported(w, r)
+	case r.URL.Path == "/latest":
+		err = db.serveLatest(w, r)
+	case strings.HasPrefix(r.URL.Path, "/lookup/"):
+		err = db.serveLookup(w, r)
+	case strings.HasPrefix(r.URL.Path, "/tile/"):
+		err = db.serveTile(w, r)
+	default:
+		class = "other"
+		err = &statusError{http.StatusNotFound, "a checksum database has /supported, /latest, /lookup and /tile"}
+	}
+	status := http.StatusOK
+	if err != nil {
+		status = writeError(w, err)
+	}
+	db.metrics.served.WithLabelValues(class, strconv.Itoa(status)).Inc()
+}
+
+// serveSupported says whether this node can answer lookups. It never says 404: a client would go to the database itself.
+func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), supportedBudget)
+	defer cancel()
+	if _, err := db.ensureHead(ctx); err != nil {
+		return absence(err)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	w.Header().Set("Cache-Control", cacheNever)
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
+	defer cancel()
+	h, err := db.ensureHead(ctx)
+	if err != nil {
+		return absence(err)
+	}
+	w.Header().Set("Cache-Control", cacheLatest)
+	xsumdb.NewServer(ops{head: h}).ServeHTTP(w, r)
+	return nil
+}
+
+func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request) error {
+	m, err := parseLookupPath(r.URL.Path)
+	if err != nil {
+		return badRequest(err.Error())
+	}
+	if db.Private != nil && db.Private(m.Path) { // also if it was answered before
+		return fmt.Errorf("%s is private and not asked of %s; set GONOSUMDB for it: %w", m.Path, db.name, artifact.ErrPolicy)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), db.LookupBudget)
+	defer cancel()
+	c, err := db.compose(ctx, m)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", cacheLookup)
+	xsumdb.NewServer(ops{record: c.record, head: c.head}).ServeHTTP(w, r)
+	return nil
+}
+
+// parseLookupPath returns the module version that a path /lookup/<escaped path>@<escaped version> asks for.
+func parseLookupPath(p string) (m module.Version, err error) {
+	escPath, escVersion, ok := strings.Cut(strings.TrimPrefix(p, "/lookup/"), "@")
+	if !ok {
+		return m, fmt.Errorf("want /lookup/<module>@<version>")
+	}
+	if m.Path, err = module.UnescapePath(escPath); err != nil {
+		return m, err
+	}
+	if m.Version, err = module.UnescapeVersion(escVersion); err != nil {
+		return m, err
+	}
+	return m, checkModule(m)
+}
+
+// compose returns the record of m with the head to answer it with, whose tiles are held.
+func (db *DB) compose(ctx context.Context, m module.Version) (composed, error) {
+	now, err := db.committed(ctx)
+	if c, ok := db.composed.get(m); ok && err == nil && c.newest == now.N {
+		return c, nil
+	}
+	record, err := db.Record(ctx, m)
+	if err != nil {
+		return composed{}, err
+	}
+	if now, err = db.ensureHead(ctx); err != nil { // after Record: that may have moved it
+		return composed{}, absence(err)
+	}
+	c := composed{record: record, newest: now.N}
+	for _, online := range []bool{false, true} {
+		if c.head, err = db.headToServe(ctx, record, now, online); err == nil {
+			c.record.Proof = nil // nobody asks for it here
+			db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
+			return c, nil
+		}
+	}
+	return composed{}, fmt.Errorf("answer for %s: %w", m, absence(err))
+}
+
+// headToServe returns the head to answer record with: the deep anchor, the anchor, or now, the newest head. It is one with
+// which a client without any state gets all it needs from this node, tried out as such a client would.
+func (db *DB) headToServe(ctx context.Context, record artifact.Record, now head, online bool) (head, error) {
+	for _, bits := range []uint{deepBits, anchorBits} {
+		a, err := db.anchor(ctx, now, bits)
+		if err != nil || record.ID >= a.N {
+			continue
+		}
+		if !db.edgeHeld(ctx, a, now, online) {
+			db.witness(a) // fetches it in the background
+			continue
+		}
+		if _, err := db.prove(ctx, a, record, online); err == nil {
+			return a, nil
+		}
+	}
+	_, err := db.prove(ctx, now, record, online)
+	return now, err
+}
+
+func (db *DB) serveTile(w http.ResponseWriter, r *http.Request) error {
+	t, err := parseTilePath(r.URL.Path)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
+	defer cancel()
+	data, err := db.tile(ctx, t)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", cacheTile)
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	xsumdb.NewServer(ops{tile: data}).ServeHTTP(w, r)
+	return nil
+}
+
+// parseTilePath returns the tile that a path /tile/8/… asks for, if it is one that a tree of any believable size can have.
+// tlog.ParseTilePath alone takes heights up to 30, for which a tile has 32 GiB.
+func parseTilePath(p string) (tlog.Tile, error) {
+	if len(p) > 64 {
+		return tlog.Tile{}, badRequest("malformed tile path")
+	}
+	t, err := tlog.ParseTilePath(strings.TrimPrefix(p, "/"))
+	if err != nil {
+		return t, badRequest(err.Error())
+	}
+	if t.L == -1 {
+		return t, &statusError{http.StatusNotFound, "data tiles are not served here"}
+	}
+	if t.H != tileHeight {
+		return t, &statusError{http.StatusNotFound, "the only tile height is 8"}
+	}
+	if checkTile(t) != nil {
+		return t, &statusError{http.StatusNotFound, "there is no such tile"}
+	}
+	return t, nil
+}
+
+// tile returns t: from the store, else from a source, authenticated against the committed head. A tile that lies beyond
+// it may be known to a newer one: a client may have seen that elsewhere.
+func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
+	b, err := db.Tiles.Tile(t)
+	if err == nil {
+		return b, nil
+	}
+	now, err := db.ensureHead(ctx)
+	if err != nil {
+		return nil, absence(err)
+	}
+	if !within(t, now.N) {
+		if len(db.sources) > 0 {
+			if err := db.refreshed(ctx); err != nil {
+				return nil, fmt.Errorf("%s is beyond the tree of %d records, and there is no newer one: %w", t.Path(), now.N, err)
+			}
+			if now, err = db.committed(ctx); err != nil {
+				return nil, absence(err)
+			}
+		}
+		if !within(t, now.N) {
+			return nil, fmt.Errorf("%s is beyond the tree of %d records: %w", t.Path(), now.N, fs.ErrNotExist)
+		}
+	}
+	last := tlog.StoredHashIndex(t.L*tileHeight, t.N<<tileHeight+int64(t.W)-1)
+	v := &view{db: db, ctx: ctx, tree: now.Tree, online: true}
+	if _, err := v.ReadHashes([]int64{last}); err != nil {
+		if db.Offline && errors.Is(err, errNotHeld) {
+			return nil, fmt.Errorf("%s is not held, and this mirror is offline: %w", t.Path(), fs.ErrNotExist)
+		}
+		return nil, absence(err)
+	}
+	return db.Tiles.Tile(t)
+}
+
+// within reports whether a tree of n records has all the hashes of t.
+func within(t tlog.Tile, n int64) bool {
+	return t.N<<tileHeight+int64(t.W) <= n>>uint(t.L*tileHeight)
+}
+
+// ops hands x/mod's server what is found already.
+type ops struct {
+	record artifact.Record
+	head   head
+	tile   []byte
+}
+
+func (o ops) Signed(context.Context) ([]byte, error) { return o.head.note, nil }
+
+func (o ops) ReadRecords(context.Context, int64, int64) ([][]byte, error) {
+	return [][]byte{o.record.Text}, nil
+}
+
+func (o ops) Lookup(context.Context, module.Version) (int64, error) { return o.record.ID, nil }
+
+func (o ops) ReadTileData(context.Context, tlog.Tile) ([]byte, error) { return o.tile, nil }
+
+// statusError is an error that is about the request.
+type statusError struct {
+	status int
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
+
+func badRequest(text string) error { return &statusError{http.StatusBadRequest, text} }
+
+// statusOf returns the HTTP status for err. 404 is for what is known not to exist, and for nothing else.
+func statusOf(err error) int {
+	var se *statusError
+	switch {
+	case errors.As(err, &se):
+		return se.status
+	case errors.Is(err, artifact.ErrPolicy), errors.Is(err, artifact.ErrRefused):
+		return http.StatusForbidden
+	case errors.Is(err, artifact.ErrMalformed):
+		return http.StatusBadGateway
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout
+	case errors.Is(err, artifact.ErrUnavailable), errors.Is(err, context.Canceled):
+		return http.StatusServiceUnavailable
+	case errors.Is(err, fs.ErrNotExist):
+		return http.StatusNotFound
+	}
+	return http.StatusInternalServerError
+}
+
+// writeError answers with err, in the form that the go command shows to its user: plain text, the reason in the first line.
+func writeError(w http.ResponseWriter, err error) int {
+	status := statusOf(err)
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", cacheNever)
+	if status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout {
+		h.Set("Retry-After", "5")
+	}
+	w.WriteHeader(status)
+	fmt.Fprintln(w, plain(err.Error()))
+	return status
+}
+
+// plain returns s as at most 600 bytes in one line of graphic characters: the go command drops any other text whole.
+func plain(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if r == utf8.RuneError || !unicode.IsGraphic(r) {
+			return -1
+		}
+		return r
+	}, s)
+	for len(s) > 600 {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
+}

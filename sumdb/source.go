@@ -1,0 +1,212 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// Source is one place that speaks a checksum database's protocol: a GOPROXY's /sumdb/<name>, or the database itself.
+// Nothing that it says is trusted.
+type Source interface {
+	// Get returns the whole body of the answer to path, which is "/supported", "/latest", "/lookup/…" or "/tile/…" and
+	// is escaped as the protocol has it (a raw "!"). An error matches [fs.ErrNotExist] for a 404 or 410 and nothing else,
+	// and [artifact.ErrMalformed] for a body longer than limit. Get returns soon after ctx is done.
+	Get(ctx context.Context, path string, limit int64) ([]byte, error)
+
+	// String names the source, for messages and logs. It holds no password.
+	String() string
+}
+
+// Limits of what a source may say and how long it may take.
+const (
+	maxLookup = 1 << 20 // bytes of a lookup response
+
+	supportedBudget = 10 * time.Second // for /supported
+	fetchBudget     = 30 * time.Second // for a tile, or /latest
+
+	supportedFor   = time.Minute     // how long an answer to /supported is believed
+	unsupportedFor = 5 * time.Second // how long no answer to /supported is
+	failingFor     = 2 * time.Second // how long a source that failed is asked after the others
+
+	maxFetches = 64 // requests to sources at the same time
+)
+
+// source is a Source and what is known of it.
+type source struct {
+	Source
+	proxy bool // asked for /supported before anything else
+
+	mu        sync.Mutex
+	usable    bool      // guarded by mu; holds until then
+	until     time.Time // guarded by mu
+	lastErr   error     // guarded by mu
+	lastErrAt time.Time // guarded by mu
+}
+
+func (s *source) failing(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastErr != nil && now.Sub(s.lastErrAt) < failingFor
+}
+
+// blame remembers why s was of no use, for the status page and for the order in which sources are asked.
+func (s *source) blame(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastErr, s.lastErrAt = err, time.Now()
+}
+
+// sources returns the sources that may be asked, best first. Whether a proxy speaks for the database is found out only
+// when its turn comes. Those that failed a moment ago come last.
+func (db *DB) usable(ctx context.Context) iter.Seq[*source] {
+	return func(yield func(*source) bool) {
+		now := time.Now()
+		order := slices.Clone(db.sources)
+		slices.SortStableFunc(order, func(a, b *source) int {
+			return order01(a.failing(now)) - order01(b.failing(now))
+		})
+		for _, s := range order {
+			if ctx.Err() != nil {
+				return
+			}
+			if db.supported(ctx, s) && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+func order01(late bool) int {
+	if late {
+		return 1
+	}
+	return 0
+}
+
+// supported reports whether s speaks for the database. The answer is remembered for a minute at most: a proxy that
+// learns to, or that comes back, is used again.
+func (db *DB) supported(ctx context.Context, s *source) bool {
+	if !s.proxy {
+		return true
+	}
+	s.mu.Lock()
+	usable, known := s.usable, time.Now().Before(s.until)
+	s.mu.Unlock()
+	if known {
+		return usable
+	}
+	_, err := db.once(ctx, "supported "+s.String(), supportedBudget, func(ctx context.Context) (any, error) {
+		_, err := db.get(ctx, s, "/supported", maxLookup)
+		keep := supportedFor
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			keep = unsupportedFor
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.usable, s.until = err == nil, time.Now().Add(keep)
+		return nil, err
+	})
+	return err == nil
+}
+
+// fetch is get for what many may want at the same time: equal requests are one, and it goes on when a caller goes away.
+func (db *DB) fetch(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
+	b, err := db.once(ctx, fmt.Sprintf("get %s %s %d", s, path, limit), fetchBudget, func(ctx context.Context) (any, error) {
+		return db.get(ctx, s, path, limit)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.([]byte), nil
+}
+
+// get asks s. An error matches [fs.ErrNotExist], [artifact.ErrMalformed], [artifact.ErrUnavailable], what else the source
+// says of it, or is that of ctx.
+func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
+	select {
+	case db.fetches <- struct{}{}:
+		defer func() { <-db.fetches }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	start := time.Now()
+	b, err := s.Get(ctx, path, limit)
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s of more than %d bytes: %w", path, limit, artifact.ErrMalformed)
+	}
+	db.metrics.fetched(path, err, time.Since(start))
+	if err == nil {
+		return b, nil
+	}
+	if !classified(err) {
+		err = fmt.Errorf("%w: %w", err, artifact.ErrUnavailable)
+	}
+	err = fmt.Errorf("%s: %w", s, err)
+	if !errors.Is(err, fs.ErrNotExist) {
+		s.blame(err)
+	}
+	return nil, err
+}
+
+// classified reports whether err says by itself what to make of it.
+func classified(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrNotExist, artifact.ErrMalformed, artifact.ErrRefused, artifact.ErrPolicy, artifact.ErrUnavailable, context.DeadlineExceeded, context.Canceled,
+	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// worse returns the one of two errors that says more about why a question has no answer: a check that failed before an
+// answer that is none, before a source that did not answer. A source that says "no such thing" counts least here, because
+// an outage of the others must not look like an absence.
+func worse(a, b error) error {
+	if a == nil || b != nil && severity(b) > severity(a) {
+		return b
+	}
+	return a
+}
+
+func severity(err error) int {
+	for i, e := range []error{artifact.ErrRefused, artifact.ErrMalformed, context.DeadlineExceeded, artifact.ErrUnavailable} {
+		if errors.Is(err, e) {
+			return 10 - i
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return 1
+	}
+	return 2
+}
+
+// once joins equal work. f runs on a context of its own, that ends with budget or with the DB, so that the first caller
+// to go away does not end it for the others. The caller itself waits no longer than its own ctx.
+func (db *DB) once(ctx context.Context, key string, budget time.Duration, f func(context.Context) (any, error)) (any, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ch := db.flights.DoChan(key, func() (any, error) {
+		if err := db.begin(); err != nil {
+			return nil, err
+		}
+		defer db.end()
+		ctx, cancel := context.WithTimeout(db.ctx, budget)
+		defer cancel()
+		return f(ctx)
+	})
+	select {
+	case r := <-ch:
+		if errors.Is(r.Err, context.Canceled) && db.ctx.Err() != nil {
+			return nil, fmt.Errorf("%s: shutting down: %w", db.name, artifact.ErrUnavailable)
+		}
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

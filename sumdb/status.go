@@ -1,0 +1,113 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// Status is what an operator wants to know of a database.
+type Status struct {
+	Name, Key    string
+	Size         int64     // records in the newest committed head; 0: there is none
+	Root         tlog.Hash // of that head
+	Anchor, Deep int64     // sizes of the anchor and the deep anchor; 0: there is none
+	Checked      time.Time // when a source last confirmed the head, since Open; zero: never
+	Forked       bool      // frozen by a fork
+	Offline      bool      // no source is asked
+	Sources      []SourceStatus
+}
+
+// SourceStatus is what is known of one source.
+type SourceStatus struct {
+	Name      string
+	Proxy     bool  // asked for /supported
+	Usable    bool  // the database itself, or a proxy that lately said that it speaks for it
+	LastError error // nil: none since Open
+	LastAt    time.Time
+}
+
+// Status returns the state of db. An error is one of the catalog's.
+func (db *DB) Status(ctx context.Context) (Status, error) {
+	s := Status{Name: db.name, Key: db.Key, Offline: db.Offline}
+	if at := db.checked.Load(); at != 0 {
+		s.Checked = time.Unix(0, at)
+	}
+	for _, src := range db.sources {
+		src.mu.Lock()
+		s.Sources = append(s.Sources, SourceStatus{
+			Name: src.String(), Proxy: src.proxy, Usable: !src.proxy || src.usable, LastError: src.lastErr, LastAt: src.lastErrAt,
+		})
+		src.mu.Unlock()
+	}
+	s.Forked = db.unsaved.Load() != nil
+	if _, err := db.Catalog.Fork(ctx, db.name); err == nil {
+		s.Forked = true
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	now, err := db.committed(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	s.Size, s.Root = now.N, now.Hash
+	if a, err := db.anchor(ctx, now, anchorBits); err == nil {
+		s.Anchor = a.N
+	}
+	if a, err := db.anchor(ctx, now, deepBits); err == nil {
+		s.Deep = a.N
+	}
+	return s, nil
+}
+
+// CheckOffline reports whether store holds everything that a client without any state needs to verify r under head, and
+// whether it is right. It asks nobody. An error that matches [artifact.ErrRefused] means that something held is wrong.
+func CheckOffline(store *TileStore, head tlog.Tree, r artifact.Record) error {
+	if r.ID < 0 || r.ID >= head.N {
+		return fmt.Errorf("record id %d of %s is not in the tree of %d records: %w", r.ID, r.Database, head.N, artifact.ErrRefused)
+	}
+	v := &heldTiles{store: store}
+	proof, err := proveRecord(head, r, tlog.TileHashReader(head, v))
+	switch {
+	case v.err != nil:
+		return fmt.Errorf("record %d of %s: %w", r.ID, r.Database, v.err)
+	case err != nil && !errors.Is(err, artifact.ErrRefused):
+		return fmt.Errorf("record %d of %s: tiles do not lead to the signed root of %d records: %v: %w", r.ID, r.Database, head.N, err, artifact.ErrRefused)
+	case err != nil:
+		return err
+	}
+	if r.TreeSize != head.N {
+		r.TreeSize, r.Proof = head.N, proof
+	}
+	return r.Check(head.Hash)
+}
+
+// heldTiles reads tiles from a store and nowhere else.
+type heldTiles struct {
+	store *TileStore
+	err   error
+}
+
+func (h *heldTiles) Height() int { return tileHeight }
+
+func (h *heldTiles) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
+	data := make([][]byte, len(tiles))
+	for i, t := range tiles {
+		if data[i], h.err = h.store.Tile(t); h.err != nil {
+			h.err = fmt.Errorf("%s: %w: %v", t.Path(), errNotHeld, h.err)
+			return nil, h.err
+		}
+	}
+	return data, nil
+}
+
+func (h *heldTiles) SaveTiles([]tlog.Tile, [][]byte) {}

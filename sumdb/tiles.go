@@ -1,0 +1,350 @@
+package sumdb
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sync/errgroup"
+
+	"modmirror/mirror/artifact"
+)
+
+const (
+	tileHeight = 8                              // the only height in use
+	tileWidth  = 1 << tileHeight                // hashes in a full tile
+	tileBytes  = tileWidth * tlog.HashSize      // bytes of a full tile
+	hotTiles   = 64 << 20                       // bytes of tiles kept in memory
+	tileTemp   = "tmp"                          // directory of files not yet renamed
+	tileWrites = 8                              // files of one batch that are written and fsynced at the same time
+	maxTree    = 1 << 52                        // records; a tree that claims more is not believed, signed or not
+	maxLevel   = (52 + tileHeight) / tileHeight // levels that a tree of maxTree records has at most
+)
+
+// TileStore is a directory of authenticated tiles:
+//
+//	tile/8/<level>/<n>   the hashes that are known of tile n, 32 bytes each: 256 of them, or fewer if the tile was not full;
+//	                     then the SHA-256 of these bytes, so that a damaged file is noticed and never served
+//	tmp/                 files that are being written
+//
+// The tree only grows, so a narrow tile is a prefix of every wider one. A file holds the widest that was ever stored, and
+// every narrower width is served from it. All methods are safe for concurrent use. The directory belongs to one process.
+type TileStore struct {
+	root  *os.Root
+	hot   *cache[tileKey, []byte] // durable tiles, the widest known; the bytes are never changed
+	names atomic.Uint64           // for temporary files
+	sync  func(*os.File) error    // (*os.File).Sync, but for tests
+
+	mu     sync.Mutex
+	busy   map[tileKey]chan struct{} // guarded by mu; tiles being written; closed when done
+	dirs   map[string]bool           // guarded by mu; directories whose own entry is durable
+	failed error                     // guarded by mu; an fsync failed: nothing more is written
+}
+
+// tileKey names a tile whatever its width.
+type tileKey struct {
+	l int
+	n int64
+}
+
+func keyOf(t tlog.Tile) tileKey { return tileKey{t.L, t.N} }
+
+// path returns where the tile lies, whatever its width.
+func (k tileKey) path() string {
+	return tlog.Tile{H: tileHeight, L: k.l, N: k.n, W: tileWidth}.Path()
+}
+
+// OpenTiles opens the store in dir, which is made if it does not exist.
+func OpenTiles(dir string) (*TileStore, error) {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, fmt.Errorf("open tiles: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open tiles: %w", err)
+	}
+	s := &TileStore{
+		root: root,
+		hot:  newCache[tileKey, []byte](hotTiles),
+		sync: (*os.File).Sync,
+		busy: make(map[tileKey]chan struct{}),
+		dirs: make(map[string]bool),
+	}
+	if err := s.recover(); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("open tiles in %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// Close gives the directory back.
+func (s *TileStore) Close() error { return s.root.Close() }
+
+// recover removes temporary files, and makes durable what a crash may have left renamed but not yet durable.
+func (s *TileStore) recover() error {
+	if err := s.root.RemoveAll(tileTemp); err != nil {
+		return err
+	}
+	for _, dir := range []string{tileTemp, "tile"} {
+		if err := s.root.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+	}
+	dirs := []string{"."}
+	err := fs.WalkDir(s.root.FS(), "tile", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, name)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := s.syncDir(dir); err != nil {
+			return err
+		}
+		s.dirs[dir] = true
+	}
+	return nil
+}
+
+// Tile returns the bytes of t, which the caller must not change. An error matches [fs.ErrNotExist] if t, or a tile wide
+// enough to hold t, is not here.
+func (s *TileStore) Tile(t tlog.Tile) ([]byte, error) {
+	if err := checkTile(t); err != nil {
+		return nil, err
+	}
+	k, size := keyOf(t), t.W*tlog.HashSize
+	if b, ok := s.hot.get(k); ok && len(b) >= size {
+		return b[:size:size], nil
+	}
+	b, err := s.read(k)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	if s.busy[k] == nil { // else it is perhaps not durable yet
+		s.hot.update(k, b, int64(len(b)), func(old []byte) bool { return len(old) < len(b) })
+	}
+	s.mu.Unlock()
+	if len(b) < size {
+		return nil, fs.ErrNotExist
+	}
+	return b[:size:size], nil
+}
+
+// read reads what lies on disk of the tile k. A file that is damaged counts as absent: Put replaces it.
+func (s *TileStore) read(k tileKey) ([]byte, error) {
+	f, err := s.root.Open(k.path())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, tileBytes+sha256.Size+1)
+	n, err := io.ReadFull(f, b)
+	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
+		return nil, fmt.Errorf("read tile: %w", err)
+	}
+	if n == len(b) || n <= sha256.Size || n%tlog.HashSize != 0 {
+		return nil, fs.ErrNotExist
+	}
+	b, sum := b[:n-sha256.Size], b[n-sha256.Size:n]
+	if sha256.Sum256(b) != [sha256.Size]byte(sum) {
+		return nil, fs.ErrNotExist
+	}
+	return bytes.Clone(b), nil
+}
+
+// checkTile reports whether t is one that a store can hold.
+func checkTile(t tlog.Tile) error {
+	if t.H != tileHeight || t.L < 0 || t.L >= maxLevel || t.N < 0 || t.N > maxTree>>tileHeight || t.W < 1 || t.W > tileWidth {
+		return fmt.Errorf("there is no tile of height %d, level %d, number %d, width %d", t.H, t.L, t.N, t.W)
+	}
+	return nil
+}
+
+// Put stores tiles, which must be authenticated, and returns when all of them are durable. What is there in the same or
+// a greater width is kept; what is there and differs was damaged on disk and is replaced. An error matches
+// [artifact.ErrUnavailable]; after a failed fsync there is nothing but errors until the store is opened again, because
+// what the kernel then holds of the file is not known.
+func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
+	batch := make(map[tileKey][]byte)
+	for i, t := range tiles {
+		if err := checkTile(t); err != nil {
+			return err
+		}
+		if len(data[i]) != t.W*tlog.HashSize {
+			return fmt.Errorf("put tile %s of %d bytes", t.Path(), len(data[i]))
+		}
+		k := keyOf(t)
+		if hot, ok := s.hot.get(k); ok && bytes.HasPrefix(hot, data[i]) {
+			continue
+		}
+		if len(batch[k]) < len(data[i]) {
+			batch[k] = data[i]
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	keys := s.lock(batch)
+	defer s.unlock(keys)
+	if err := s.write(keys, batch); err != nil {
+		return fmt.Errorf("store tiles: %w: %w", err, artifact.ErrUnavailable)
+	}
+	return nil
+}
+
+// write makes batch durable. The caller has locked its keys.
+func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
+	s.mu.Lock()
+	failed := s.failed
+	s.mu.Unlock()
+	if failed != nil {
+		return fmt.Errorf("writing stopped after %w", failed)
+	}
+	var g errgroup.Group
+	g.SetLimit(tileWrites)
+	held := make([][]byte, len(keys)) // what is on disk in the end
+	for i, k := range keys {
+		g.Go(func() error {
+			old, err := s.read(k)
+			if err == nil && bytes.HasPrefix(old, batch[k]) {
+				held[i] = old
+				return nil
+			}
+			held[i] = bytes.Clone(batch[k])
+			return s.writeFile(k.path(), held[i])
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := s.syncParents(keys); err != nil {
+		return err
+	}
+	for i, k := range keys {
+		s.hot.put(k, held[i], int64(len(held[i])))
+	}
+	return nil
+}
+
+// writeFile puts b under name, through a temporary file. The directory is left to be fsynced.
+func (s *TileStore) writeFile(name string, b []byte) (err error) {
+	temp := path.Join(tileTemp, strconv.FormatUint(s.names.Add(1), 10))
+	f, err := s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.root.Remove(temp))
+		}
+	}()
+	sum := sha256.Sum256(b)
+	if _, err = f.Write(slices.Concat(b, sum[:])); err == nil {
+		err = s.fsync(f)
+	}
+	if err2 := f.Close(); err == nil {
+		err = err2
+	}
+	if err != nil {
+		return err
+	}
+	if err = s.root.MkdirAll(path.Dir(name), 0o777); err != nil {
+		return err
+	}
+	return s.root.Rename(temp, name)
+}
+
+// syncParents fsyncs the directories of keys, and above them those that are new.
+func (s *TileStore) syncParents(keys []tileKey) error {
+	dirs := make(map[string]bool)
+	s.mu.Lock()
+	for _, k := range keys {
+		dir := path.Dir(k.path())
+		dirs[dir] = true
+		for ; !s.dirs[dir]; dir = path.Dir(dir) {
+			dirs[path.Dir(dir)] = true
+		}
+	}
+	s.mu.Unlock()
+	for dir := range dirs {
+		if err := s.syncDir(dir); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for dir := range dirs {
+		s.dirs[dir] = true
+	}
+	return nil
+}
+
+func (s *TileStore) syncDir(dir string) error {
+	f, err := s.root.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return s.fsync(f)
+}
+
+// fsync makes f durable. Its failure is final.
+func (s *TileStore) fsync(f *os.File) error {
+	err := s.sync(f)
+	if err != nil {
+		err = fmt.Errorf("fsync: %w", err)
+		s.mu.Lock()
+		s.failed = cmp.Or(s.failed, err)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// lock waits until nobody else writes the tiles of batch. Keys are taken in order, so that two batches cannot wait for
+// each other.
+func (s *TileStore) lock(batch map[tileKey][]byte) []tileKey {
+	keys := make([]tileKey, 0, len(batch))
+	for k := range batch {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b tileKey) int { return cmp.Or(cmp.Compare(a.l, b.l), cmp.Compare(a.n, b.n)) })
+	for _, k := range keys {
+		for {
+			s.mu.Lock()
+			other, taken := s.busy[k]
+			if !taken {
+				s.busy[k] = make(chan struct{})
+			}
+			s.mu.Unlock()
+			if !taken {
+				break
+			}
+			<-other
+		}
+	}
+	return keys
+}
+
+func (s *TileStore) unlock(keys []tileKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		close(s.busy[k])
+		delete(s.busy, k)
+	}
+}

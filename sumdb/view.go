@@ -1,0 +1,190 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sync/errgroup"
+
+	"modmirror/mirror/artifact"
+)
+
+// view reads hashes of a tree out of tiles, from the store or from sources. It is a tlog.HashReader whose every hash is
+// authenticated against the tree's root by tlog.TileHashReader, which also says when the tiles may be kept. It is for one
+// piece of work, by one goroutine at a time.
+type view struct {
+	db     *DB
+	ctx    context.Context
+	tree   tlog.Tree
+	online bool // what the store lacks is asked of the sources
+
+	// staged collects the authenticated tiles of a tree that is not known to be consistent with the committed one. They
+	// must not reach the store before it is: the tiles of a forked tree would replace those of the committed tree.
+	// Nil for a committed tree: its tiles are stored at once.
+	staged map[tlog.Tile][]byte
+}
+
+// maxStaged bounds staged. A consistency proof needs no more than the right edges of two trees, twice.
+const maxStaged = 8 * maxLevel
+
+// errNotHeld means that a tile is not in the store and the sources are not to be asked.
+var errNotHeld = fmt.Errorf("a tile is not held: %w", artifact.ErrUnavailable)
+
+// errBadTiles means that the tiles read do not lead to the signed root.
+var errBadTiles = fmt.Errorf("tiles do not lead to the signed root: %w", artifact.ErrRefused)
+
+// ReadHashes reads the hashes at indexes. Bad tiles are no reason to give up: they are asked of each source alone then,
+// without a look at the store.
+func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	if v.tree.N <= 0 || v.tree.N > maxTree {
+		return nil, fmt.Errorf("tree of %d records: %w", v.tree.N, artifact.ErrRefused)
+	}
+	hashes, err := v.read(indexes, nil)
+	if !errors.Is(err, errBadTiles) {
+		return hashes, err
+	}
+	v.db.metrics.badTiles.Inc()
+	if !v.online || len(v.db.sources) == 0 {
+		return nil, fmt.Errorf("tiles held of the tree of %d records of %s are damaged: %w", v.tree.N, v.db.name, artifact.ErrUnavailable)
+	}
+	for s := range v.db.usable(v.ctx) {
+		hashes, err2 := v.read(indexes, s)
+		if err2 == nil {
+			return hashes, nil
+		}
+		if errors.Is(err2, errBadTiles) {
+			v.db.metrics.badTiles.Inc()
+			v.db.Log.Warn("tiles are no good", "source", s.String(), "size", v.tree.N, "err", err2)
+			s.blame(err2)
+			err = fmt.Errorf("%s: %w", s, err2)
+		}
+	}
+	return nil, err
+}
+
+// read is one attempt of ReadHashes: from wherever, or from the source only alone.
+func (v *view) read(indexes []int64, only *source) ([]tlog.Hash, error) {
+	r := &tileReader{view: v, only: only}
+	hashes, err := tlog.TileHashReader(v.tree, r).ReadHashes(indexes)
+	switch {
+	case r.err != nil: // nothing may be built on tiles that are not held
+		return nil, r.err
+	case err != nil && r.complete:
+		return nil, fmt.Errorf("%w: tree of %d records of %s: %v", errBadTiles, v.tree.N, v.db.name, err)
+	}
+	return hashes, err
+}
+
+// keep stores what was staged, durably. The tree is known to be consistent with the committed one now.
+func (v *view) keep() error {
+	tiles := make([]tlog.Tile, 0, len(v.staged))
+	data := make([][]byte, 0, len(v.staged))
+	for t, b := range v.staged {
+		tiles, data = append(tiles, t), append(data, b)
+	}
+	return v.db.Tiles.Put(tiles, data)
+}
+
+// tileReader is the tlog.TileReader of one attempt.
+type tileReader struct {
+	*view
+	only     *source
+	complete bool  // all tiles were read: an error that follows is about their content
+	err      error // of SaveTiles, which cannot return one
+}
+
+func (r *tileReader) Height() int { return tileHeight }
+
+func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
+	data := make([][]byte, len(tiles))
+	var missing []int
+	for i, t := range tiles {
+		if r.only == nil {
+			if data[i] = r.staged[t]; data[i] != nil {
+				continue
+			}
+			var err error
+			if data[i], err = r.db.Tiles.Tile(t); err == nil {
+				continue
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				r.db.Log.Warn("stored tile is not readable", "tile", t.Path(), "err", err)
+			}
+		}
+		missing = append(missing, i)
+	}
+	if len(missing) > 0 && (!r.online || len(r.db.sources) == 0) {
+		return nil, fmt.Errorf("%s: %w", tiles[missing[0]].Path(), errNotHeld)
+	}
+	g, ctx := errgroup.WithContext(r.ctx)
+	g.SetLimit(8)
+	for _, i := range missing {
+		g.Go(func() (err error) {
+			data[i], err = r.db.fetchTile(ctx, tiles[i], r.only)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	r.complete = true
+	return data, nil
+}
+
+// SaveTiles keeps tiles that are authenticated.
+func (r *tileReader) SaveTiles(tiles []tlog.Tile, data [][]byte) {
+	if r.staged == nil {
+		r.err = r.db.Tiles.Put(tiles, data)
+		return
+	}
+	for i, t := range tiles {
+		if len(r.staged) < maxStaged {
+			r.staged[t] = data[i]
+		}
+	}
+}
+
+// fetchTile asks the sources for t, or only one of them. The bytes are not authenticated. A 404 of a tile says nothing
+// about a module, so the error does not match [fs.ErrNotExist].
+func (db *DB) fetchTile(ctx context.Context, t tlog.Tile, only *source) ([]byte, error) {
+	if only != nil {
+		b, err := db.tileAt(ctx, only, t)
+		return b, absence(err)
+	}
+	var err error
+	for s := range db.usable(ctx) {
+		b, err2 := db.tileAt(ctx, s, t)
+		if err2 == nil {
+			return b, nil
+		}
+		err = worse(err, err2)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = fmt.Errorf("no source for %s: %w", t.Path(), artifact.ErrUnavailable)
+	}
+	return nil, absence(err)
+}
+
+// tileAt asks s for t, and if s has it not in this width, for the full tile, as the go command does.
+func (db *DB) tileAt(ctx context.Context, s *source, t tlog.Tile) ([]byte, error) {
+	size := t.W * tlog.HashSize
+	b, err := db.fetch(ctx, s, "/"+t.Path(), int64(size))
+	if t.W < tileWidth && errors.Is(err, fs.ErrNotExist) {
+		full := t
+		full.W = tileWidth
+		if b, err2 := db.fetch(ctx, s, "/"+full.Path(), tileBytes); err2 == nil && len(b) == tileBytes {
+			return b[:size:size], nil
+		}
+	}
+	if err == nil && len(b) != size {
+		err = fmt.Errorf("%s: %s has %d bytes, want %d: %w", s, t.Path(), len(b), size, artifact.ErrMalformed)
+		s.blame(err)
+	}
+	return b, err
+}

@@ -1,0 +1,214 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sync/errgroup"
+
+	"modmirror/mirror/artifact"
+)
+
+// Levels of a tree's right edge that are full behind an anchor and a deep anchor, in bits of the tree's size.
+const (
+	anchorBits = 2 * tileHeight
+	deepBits   = 3 * tileHeight
+)
+
+// errFrozen is matched by every error of a database that is frozen by a fork.
+var errFrozen = fmt.Errorf("frozen by a fork: %w", artifact.ErrUnavailable)
+
+// Run works in the background until ctx is done: it gets the first head, asks for a newer one every HeadInterval, and
+// checks all other heads that were met for consistency with the committed one. It returns nil then.
+func (db *DB) Run(ctx context.Context) error {
+	var g errgroup.Group
+	g.Go(func() error { db.watch(ctx); return nil })
+	g.Go(func() error { db.poll(ctx); return nil })
+	return g.Wait()
+}
+
+// poll keeps the head fresh.
+func (db *DB) poll(ctx context.Context) {
+	if len(db.sources) == 0 {
+		return
+	}
+	retry := time.Second
+	for {
+		wait := jitter(db.HeadInterval)
+		if err := db.tick(ctx); err != nil && ctx.Err() == nil {
+			db.Log.Warn("tree head not refreshed", "err", err)
+			wait, retry = min(jitter(retry), wait), min(2*retry, time.Minute)
+		} else {
+			retry = time.Second
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (db *DB) tick(ctx context.Context) error {
+	if _, err := db.ensureHead(ctx); err != nil {
+		return err
+	}
+	return db.refreshed(ctx)
+}
+
+// jitter returns d, give or take a tenth, so that nodes do not ask in step.
+func jitter(d time.Duration) time.Duration {
+	return d - d/10 + rand.N(d/5+1)
+}
+
+// witness has h, a validly signed head that was met and is not committed, checked in the background. It never waits.
+func (db *DB) witness(h head) {
+	if _, ok := db.seen.get(h.Tree); ok || h.N == 0 {
+		return
+	}
+	select {
+	case db.queue <- h:
+	default:
+		db.metrics.witness("dropped")
+	}
+}
+
+// watch checks the heads that witness queued.
+func (db *DB) watch(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case h := <-db.queue:
+			if _, ok := db.seen.get(h.Tree); ok {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(ctx, fetchBudget)
+			outcome, err := db.check(ctx, h)
+			cancel()
+			db.metrics.witness(outcome)
+			if err == nil {
+				db.seen.put(h.Tree, true, 0)
+			} else if !errors.Is(err, errFrozen) {
+				db.Log.Warn("tree head not checked", "size", h.N, "err", err)
+			}
+		}
+	}
+}
+
+// check proves h consistent with the committed head, and commits it as an anchor if it is a better one than there is.
+func (db *DB) check(ctx context.Context, h head) (outcome string, err error) {
+	if err := db.frozen(ctx); err != nil {
+		return "frozen", err
+	}
+	now, err := db.committed(ctx)
+	if err != nil {
+		return "failed", err
+	}
+	if h.N > now.N {
+		if _, err := db.consistent(ctx, now, h, db.stage(ctx, h)); err != nil {
+			return outcomeOf(err), err
+		}
+		return "consistent", nil
+	}
+	proof, err := db.consistent(ctx, h, now, &view{db: db, ctx: ctx, tree: now.Tree, online: true})
+	if err != nil {
+		return outcomeOf(err), err
+	}
+	db.ready.put([2]int64{h.N, now.N}, true, 0)
+	if better, err := db.improves(ctx, h, now); err != nil || !better {
+		return "consistent", err
+	}
+	if err := db.Catalog.CommitTreeHead(ctx, db.name, h.note, now.N, proof); err != nil {
+		return "failed", err // also if the head moved meanwhile: whoever meets h next has it checked again
+	}
+	db.Log.Info("older tree head kept as an anchor", "size", h.N, "newest", now.N)
+	return "anchor", nil
+}
+
+func outcomeOf(err error) string {
+	if errors.Is(err, errFrozen) {
+		return "fork"
+	}
+	return "failed"
+}
+
+// improves reports whether h is a newer anchor, or deep anchor, of now than the committed one.
+func (db *DB) improves(ctx context.Context, h, now head) (bool, error) {
+	for _, bits := range []uint{anchorBits, deepBits} {
+		if h.N>>bits >= now.N>>bits {
+			continue
+		}
+		old, err := db.anchor(ctx, now, bits)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if h.N > old.N { // old is zero if there is none
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// anchor returns the newest committed head A with A>>bits < now>>bits: the tiles of its right edge are full below the
+// level that bits stand for. An error matches [fs.ErrNotExist] if there is none.
+func (db *DB) anchor(ctx context.Context, now head, bits uint) (head, error) {
+	return db.committedBelow(ctx, now.N>>bits<<bits)
+}
+
+// edgeHeld reports whether the right edge of a is held in the shape of now's tree, of which a is a prefix: what a client
+// whose tree is newer than a asks for. If not, and online is set, it is fetched.
+func (db *DB) edgeHeld(ctx context.Context, a, now head, online bool) bool {
+	key := [2]int64{a.N, now.N}
+	if _, ok := db.ready.get(key); ok {
+		return true
+	}
+	root, err := tlog.TreeHash(a.N, &view{db: db, ctx: ctx, tree: now.Tree, online: online})
+	if err != nil || root != a.Hash {
+		return false
+	}
+	db.ready.put(key, true, 0)
+	return true
+}
+
+// frozen returns an error if a fork froze the database. Evidence that could not be committed yet counts, and is offered to
+// the catalog again.
+func (db *DB) frozen(ctx context.Context) error {
+	if f := db.unsaved.Load(); f != nil {
+		if err := db.Catalog.CommitFork(ctx, *f); err != nil {
+			return fmt.Errorf("%s is %w; the evidence is not committed yet: %v", db.name, errFrozen, err)
+		}
+		db.unsaved.CompareAndSwap(f, nil)
+	}
+	f, err := db.Catalog.Fork(ctx, db.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return frozenBy(f)
+}
+
+func frozenBy(f artifact.Fork) error {
+	return fmt.Errorf("%s signed two histories that contradict each other; nothing new is verified until an operator decides: %w", f.Database, errFrozen)
+}
+
+// fork commits the evidence f and returns an error that matches errFrozen. Evidence that proves nothing is refused.
+func (db *DB) fork(ctx context.Context, f artifact.Fork) error {
+	if err := f.Check(db.verifier); err != nil {
+		return err
+	}
+	db.metrics.forks.Inc()
+	db.Log.Error("checksum database forked", "evidence", f.String())
+	if err := db.Catalog.CommitFork(ctx, f); err != nil {
+		db.Log.Error("evidence of a fork is not committed", "err", err)
+		db.unsaved.Store(&f)
+	}
+	return frozenBy(f)
+}
