@@ -27,5 +27,8 @@ check:
 unit:
 	go test -race -timeout 20m ./...
 
+real: build
+	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
+
 clean:
 	rm -rf bin

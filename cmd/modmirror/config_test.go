@@ -1,0 +1,139 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// load runs the settings of a command line, an environment and a file through the loader that every command uses.
+func load(t *testing.T, args []string, env map[string]string, file string) (config, error) {
+	t.Helper()
+	for k, v := range env {
+		t.Setenv(k, v)
+	}
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", path)
+	}
+	var c config
+	var loaded error
+	cmd := &cobra.Command{Use: "x", SilenceErrors: true, SilenceUsage: true, RunE: func(cmd *cobra.Command, _ []string) error {
+		loaded = loadSettings(cmd)
+		return nil
+	}}
+	c.flags(cmd.Flags())
+	cmd.SetArgs(args)
+	if err := cmd.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	return c, loaded
+}
+
+func TestSettingsPrecedence(t *testing.T) {
+	file := "listen: file:1\ndata-dir: from-file\nlist-ttl: 5s\nsumdb: [a+00000001+x, b+00000002+y]\noffline: true\nprivate:\n"
+	env := map[string]string{"MODMIRROR_LISTEN": "env:1", "MODMIRROR_DATA_DIR": "from-env"}
+	c, err := load(t, []string{"--listen", "flag:1"}, env, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen != "flag:1" || c.DataDir != "from-env" || c.ListTTL != 5*time.Second || !c.Offline || c.Private != "" {
+		t.Errorf("settings = %+v", c)
+	}
+	if want := []string{"a+00000001+x", "b+00000002+y"}; !slices.Equal(c.SumDB, want) {
+		t.Errorf("sumdb = %q, want %q", c.SumDB, want)
+	}
+	if c.LogFormat != "text" {
+		t.Errorf("log-format = %q, want the default", c.LogFormat)
+	}
+}
+
+func TestSettingsOfSeveralDatabases(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args []string
+		env  map[string]string
+		file string
+	}{
+		"flag twice":         {args: []string{"--sumdb", "a", "--sumdb", "b https://b.example"}},
+		"variable":           {env: map[string]string{"MODMIRROR_SUMDB": "a,b https://b.example"}},
+		"list in file":       {file: "sumdb:\n- a\n- b https://b.example\n"},
+		"flag over file":     {args: []string{"--sumdb", "a,b https://b.example"}, file: "sumdb: [c]\n"},
+		"variable over file": {env: map[string]string{"MODMIRROR_SUMDB": "a,b https://b.example"}, file: "sumdb: [c]\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := load(t, tt.args, tt.env, tt.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := []string{"a", "b https://b.example"}; !slices.Equal(c.SumDB, want) {
+				t.Errorf("sumdb = %q, want %q", c.SumDB, want)
+			}
+		})
+	}
+}
+
+func TestSettingsErrorsNameTheirPlace(t *testing.T) {
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		file string
+		want string
+	}{
+		"unknown key":          {file: "listen: x:1\n\nupstraem: y\n", want: `config.yaml:3: unknown setting "upstraem"`},
+		"config in config":     {file: "config: other.yaml\n", want: `:1: unknown setting "config"`},
+		"key twice":            {file: "listen: a:1\nlisten: b:1\n", want: `:2: "listen" is already set in line 1`},
+		"bad value":            {file: "listen: a:1\nlist-ttl: soon\n", want: `:2: list-ttl: "soon"`},
+		"mapping for a scalar": {file: "listen:\n  host: a\n", want: ":1: listen: expected a plain value"},
+		"list for a scalar":    {file: "listen: [a, b]\n", want: ":1: listen: expected a plain value"},
+		"not a mapping":        {file: "- listen\n", want: ":1: expected settings"},
+		"broken YAML":          {file: "listen: [a\n", want: "config.yaml: line 1"},
+		"two documents":        {file: "listen: a\n---\nlisten: b\n", want: "more than one document"},
+		"bad variable":         {env: map[string]string{"MODMIRROR_OFFLINE": "maybe"}, want: `MODMIRROR_OFFLINE="maybe"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := load(t, nil, tt.env, tt.file)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error = %v, want one line with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestRunExitCodes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"version":             {[]string{"version"}, 0, ""},
+		"help":                {nil, 0, ""},
+		"unknown flag":        {[]string{"serve", "--upstraem", "x"}, 2, "unknown flag: --upstraem"},
+		"unknown command":     {[]string{"server"}, 2, `unknown command "server"`},
+		"argument too many":   {[]string{"serve", "x"}, 2, "modmirror serve"},
+		"bad level":           {[]string{"serve", "--log-level", "loud"}, 2, `"loud" is not one of`},
+		"bad format":          {[]string{"serve", "--log-format", "xml"}, 2, "neither text nor json"},
+		"no database":         {[]string{"serve", "--sumdb", ""}, 2, "--sumdb"},
+		"missing config":      {[]string{"serve", "--config", "does-not-exist.yaml"}, 2, "config file"},
+		"fsck of nothing":     {[]string{"fsck", "--data-dir", "does-not-exist"}, 1, "--data-dir"},
+		"prove without @":     {[]string{"prove", "example.com/m"}, 2, "is not module@version"},
+		"prove a bad version": {[]string{"prove", "example.com/m@latest"}, 2, "latest"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out, stderr strings.Builder
+			code := run(tt.args, &out, &stderr)
+			if code != tt.code || !strings.Contains(stderr.String(), tt.want) {
+				t.Errorf("run(%q) = %d with %q, want %d with %q", tt.args, code, stderr.String(), tt.code, tt.want)
+			}
+			if lines := strings.Count(strings.TrimSuffix(stderr.String(), "\n"), "\n"); lines > 0 {
+				t.Errorf("run(%q) printed %d lines of error, want one: %q", tt.args, lines+1, stderr.String())
+			}
+		})
+	}
+}

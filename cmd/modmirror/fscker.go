@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"path/filepath"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+	"modmirror/replicate"
+	"modmirror/sumdb"
+)
+
+// fscker checks one data directory, room by room.
+type fscker struct {
+	dir      string
+	catalog  *replicate.Catalog
+	store    *artifact.Store
+	progress *progress
+	report   fsckReport
+
+	blobs     map[artifact.Digest]bool // already checked: several versions may share a blob
+	databases map[string]*fsckDatabase
+}
+
+// fsckDatabase is what fsck needs of one checksum database: its tiles and its newest head.
+type fsckDatabase struct {
+	tiles *sumdb.TileStore
+	head  tlog.Tree
+}
+
+func (f *fscker) problem(format string, args ...any) {
+	f.report.Problems = append(f.report.Problems, fmt.Sprintf(format, args...))
+}
+
+func (f *fscker) run(ctx context.Context) error {
+	seq, root := f.catalog.Root()
+	f.report.Root = fmt.Sprintf("%d:%s", seq, root)
+	f.report.Problems = []string{}
+	f.blobs = make(map[artifact.Digest]bool)
+	f.databases = make(map[string]*fsckDatabase)
+
+	store, err := artifact.OpenStore(f.dir)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	f.store = store
+	defer func() {
+		for _, db := range f.databases {
+			if db != nil {
+				_ = db.tiles.Close() // read only
+			}
+		}
+	}()
+
+	f.progress.stage("catalog", -1)
+	for err := range f.catalog.Check(ctx, func(done, _ int) { f.progress.set(done) }) {
+		f.problem("catalog: %v", err)
+	}
+	if err := f.checkManifests(ctx); err != nil {
+		return err
+	}
+	return f.checkNames(ctx)
+}
+
+func (f *fscker) checkManifests(ctx context.Context) error {
+	f.progress.stage("artifacts", -1)
+	for m, err := range f.catalog.Manifests(ctx) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err != nil {
+			f.problem("catalog: %v", err)
+			continue
+		}
+		f.report.Manifests++
+		f.progress.set(f.report.Manifests)
+		f.checkBlobs(ctx, m)
+		f.checkRecord(ctx, m)
+	}
+	return nil
+}
+
+// checkBlobs checks the parts of m that lie in the store; the others are in the catalog, which has checked itself.
+func (f *fscker) checkBlobs(ctx context.Context, m artifact.Manifest) {
+	for _, kind := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
+		ref := m.Ref(kind)
+		if ref.IsZero() || kind != artifact.Zip && ref.Size <= artifact.MaxInline || f.blobs[ref.Digest] {
+			continue
+		}
+		f.blobs[ref.Digest] = true
+		f.report.Blobs++
+		f.report.Bytes += ref.Size
+		if err := f.checkBlob(ctx, m, kind, ref); err != nil {
+			f.problem("%s %s: %v", m.Module, kind, err)
+		}
+	}
+}
+
+func (f *fscker) checkBlob(ctx context.Context, m artifact.Manifest, kind artifact.Kind, ref artifact.Ref) error {
+	if err := f.store.Verify(ctx, ref); err != nil {
+		return err
+	}
+	if kind != artifact.Zip {
+		return nil // the digest pins it, and the catalog has checked the digest's sum when it was published
+	}
+	file, err := f.store.Open(ref)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	sums, err := artifact.CheckZip(ctx, file, ref.Size, m.Module)
+	if err != nil {
+		return err
+	}
+	if sums.H1 != m.ZipSum {
+		return fmt.Errorf("the zip's sum is %s, committed is %s", sums.H1, m.ZipSum)
+	}
+	return nil
+}
+
+// checkRecord looks for everything that a client with an empty cache needs to verify m offline.
+func (f *fscker) checkRecord(ctx context.Context, m artifact.Manifest) {
+	db, err := f.database(ctx, m.Record.Database)
+	if err != nil {
+		f.problem("%s: checksum database %s: %v", m.Module, m.Record.Database, err)
+		return
+	}
+	f.report.Records++
+	if err := sumdb.CheckOffline(db.tiles, db.head, m.Record); err != nil {
+		f.problem("%s: record %d of %s: %v", m.Module, m.Record.ID, m.Record.Database, err)
+	}
+}
+
+func (f *fscker) database(ctx context.Context, name string) (*fsckDatabase, error) {
+	if db, ok := f.databases[name]; ok {
+		if db == nil {
+			return nil, errors.New("see above")
+		}
+		return db, nil
+	}
+	f.databases[name] = nil
+	msg, err := f.catalog.TreeHead(ctx, name, math.MaxInt64)
+	if err != nil {
+		return nil, err
+	}
+	key, err := f.catalog.DatabaseKey(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := note.NewVerifier(key)
+	if err != nil {
+		return nil, err
+	}
+	head, err := artifact.OpenTreeHead(verifier, msg)
+	if err != nil {
+		return nil, err
+	}
+	tiles, err := sumdb.OpenTiles(tilesDir(f.dir, name))
+	if err != nil {
+		return nil, err
+	}
+	f.databases[name] = &fsckDatabase{tiles, head}
+	return f.databases[name], nil
+}
+
+// checkNames looks at the files of the store that no manifest names: leftovers of a crash are fine and are collected by
+// the mirror; a file whose name says one thing and whose bytes another is not.
+func (f *fscker) checkNames(ctx context.Context) error {
+	f.progress.stage("other blobs", -1)
+	for ref, err := range f.store.All() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			f.problem("store: %v", err)
+			continue
+		}
+		if f.blobs[ref.Digest] {
+			continue
+		}
+		if err := f.store.Verify(ctx, ref); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.problem("blob %s: %v", ref.Digest, err)
+		}
+	}
+	return nil
+}
+
+// tilesDir is where the tiles of a checksum database lie. A name may contain slashes, its directory does not.
+func tilesDir(dir, database string) string {
+	esc, err := module.EscapePath(database)
+	if err != nil {
+		esc = database
+	}
+	return filepath.Join(dir, "sumdb", filepath.FromSlash(esc))
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"modmirror/mirror"
+	"modmirror/mirror/artifact"
+	"modmirror/mirror/upstream"
+	"modmirror/replicate"
+	"modmirror/sumdb"
+)
+
+// node is one running mirror: every part, joined. The parts do not know each other; what one needs of another it gets
+// here, through an interface of its own.
+type node struct {
+	config    config
+	log       *slog.Logger
+	metrics   *prometheus.Registry
+	started   time.Time
+	upstream  *upstream.List // nil: offline
+	replica   *replicate.Node
+	store     *artifact.Store
+	databases []*sumdb.DB
+	set       *sumdb.Set
+	mirror    *mirror.Mirror
+	closers   []func() error // in the order of opening
+}
+
+// openNode opens every part in order. On error it closes what it has opened.
+func openNode(ctx context.Context, c config, log *slog.Logger) (n *node, err error) {
+	n = &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+			n = nil
+		}
+	}()
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	specs, err := parseSpecs(c.SumDB)
+	if err != nil {
+		return n, err
+	}
+	if err := n.openUpstream(ctx); err != nil {
+		return n, err
+	}
+	if err := makeDataDir(c.DataDir); err != nil {
+		return n, err
+	}
+	if err := n.openCatalog(ctx); err != nil {
+		return n, err
+	}
+	if n.store, err = artifact.OpenStore(c.DataDir); err != nil {
+		return n, fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
+	}
+	n.closers = append(n.closers, n.store.Close)
+	for _, spec := range specs {
+		if err := n.openDatabase(ctx, spec); err != nil {
+			return n, err
+		}
+	}
+	return n, n.openMirror()
+}
+
+func parseSpecs(list []string) ([]sumdb.Spec, error) {
+	var specs []sumdb.Spec
+	names := make(map[string]bool)
+	for _, s := range list {
+		spec, err := sumdb.ParseSpec(s)
+		if err != nil {
+			return nil, usageError("--sumdb: %v", err)
+		}
+		if names[spec.Name] {
+			return nil, usageError("--sumdb: %s is named twice", spec.Name)
+		}
+		names[spec.Name] = true
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}
+
+// makeDataDir makes sure that dir exists and can be written, before any part says so in its own words.
+func makeDataDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".write-test-")
+	if err != nil {
+		return fmt.Errorf("--data-dir %s cannot be written: %w", dir, err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+func (n *node) openUpstream(ctx context.Context) error {
+	if n.config.Offline {
+		return nil
+	}
+	list, saidBy, err := upstreamOf(ctx, n.config.Upstream)
+	if err != nil {
+		return err
+	}
+	n.upstream, err = upstream.Parse(list, n.upstreamConfig())
+	if err != nil {
+		return usageError("upstream (from %s): %v", saidBy, err)
+	}
+	n.onClose(n.upstream.Close)
+	return nil
+}
+
+func (n *node) upstreamConfig() upstream.Config {
+	return upstream.Config{
+		UserAgent: "modmirror/" + buildVersion(),
+		Log:       n.log,
+		Metrics:   n.metrics,
+		Self:      []string{n.config.Listen},
+	}
+}
+
+func (n *node) openCatalog(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.fault})
+	if errors.Is(err, replicate.ErrLocked) {
+		return fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)
+	}
+	if err != nil {
+		return fmt.Errorf("--data-dir %s: %w", n.config.DataDir, err)
+	}
+	n.replica = replica
+	n.closers = append(n.closers, replica.Close)
+	return nil
+}
+
+// fault is called once, when the catalog's disk lets it down. The node goes on serving what it has.
+func (n *node) fault(err error) {
+	n.log.Error("the disk failed: nothing new is stored until this process is restarted on a sound disk; what is stored is still served", "err", err)
+}
+
+func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
+	if err := n.replica.TrustDatabase(ctx, spec.Key); err != nil {
+		return err
+	}
+	tiles, err := sumdb.OpenTiles(tilesDir(n.config.DataDir, spec.Name))
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, tiles.Close)
+	c := sumdb.Config{
+		Key:     spec.Key,
+		Catalog: n.replica,
+		Tiles:   tiles,
+		Private: privateMatcher(n.config.Private),
+		Offline: n.config.Offline,
+		Log:     n.log,
+		Metrics: n.metrics,
+	}
+	if !n.config.Offline {
+		if err := n.addSources(&c, spec); err != nil {
+			return err
+		}
+	}
+	db, err := sumdb.Open(c)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, db.Close)
+	n.databases = append(n.databases, db)
+	return nil
+}
+
+// addSources says where a database is asked: through the upstream proxies and then directly, as the go command does, or
+// at its URL only if it has one.
+func (n *node) addSources(c *sumdb.Config, spec sumdb.Spec) error {
+	url := spec.URL
+	if url == "" {
+		for _, e := range n.upstream.Entries() {
+			c.Proxies = append(c.Proxies, e.Below("/sumdb/"+spec.Name))
+		}
+		url = spec.Direct()
+	}
+	site, err := upstream.NewSite(url, n.upstreamConfig())
+	if err != nil {
+		return usageError("--sumdb %s: %v", spec.Name, err)
+	}
+	n.onClose(site.Close)
+	c.Direct = site
+	return nil
+}
+
+func (n *node) openMirror() error {
+	var err error
+	n.set, err = sumdb.NewSet(n.databases...)
+	if err != nil {
+		return err
+	}
+	c := mirror.Config{
+		Index:          n.replica,
+		Store:          n.store,
+		Checksums:      n.set,
+		SumDB:          http.StripPrefix("/sumdb", n.set),
+		Private:        n.config.Private,
+		ListTTL:        n.config.ListTTL,
+		NegativeTTL:    n.config.NotFoundTTL,
+		Log:            n.log,
+		Metrics:        n.metrics,
+		MetricsHandler: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
+		Ready:          n.ready,
+		Status:         func(ctx context.Context) any { return n.status(ctx) },
+		Version:        buildVersion(),
+	}
+	if n.upstream != nil {
+		c.Upstream = n.upstream
+	}
+	n.mirror, err = mirror.New(c)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), n.config.DrainTime)
+		defer cancel()
+		if err := n.mirror.Close(ctx); err != nil {
+			n.log.Warn("fetches in flight were cut", "err", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// run does the background work of every part until ctx ends.
+func (n *node) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, db := range n.databases {
+		g.Go(func() error { return db.Run(ctx) })
+	}
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// onClose has f called when the node is closed, before everything that was opened earlier.
+func (n *node) onClose(f func()) {
+	n.closers = append(n.closers, func() error { f(); return nil })
+}
+
+// close closes every part in reverse.
+func (n *node) close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+// ready says why this node should get no requests, or, with writes, why it takes no new artifacts.
+func (n *node) ready(ctx context.Context, writes bool) error {
+	if !writes {
+		return nil // it serves what it holds as long as it runs
+	}
+	if err := n.store.Err(); err != nil {
+		return err
+	}
+	if st, err := n.replica.Status(ctx); err != nil {
+		return err
+	} else if st.Fault != "" {
+		return errors.New(st.Fault)
+	} else if len(st.Frozen) > 0 {
+		return fmt.Errorf("%s signed two histories: nothing new that it vouches for is taken", strings.Join(st.Frozen, ", "))
+	}
+	return nil
+}
+
+// status collects what every part says of itself.
+func (n *node) status(ctx context.Context) status {
+	s := status{Version: buildVersion(), Started: n.started.UTC().Truncate(time.Second), Ready: verdict(n.ready(ctx, false)),
+		Writes: verdict(n.ready(ctx, true)), Offline: n.config.Offline, Upstream: []string{}, Databases: []databaseStatus{}}
+	if n.upstream != nil {
+		for _, e := range n.upstream.Entries() {
+			s.Upstream = append(s.Upstream, e.String())
+		}
+	}
+	var err error
+	if s.Node, err = n.replica.Status(ctx); err != nil {
+		s.Ready = verdict(err)
+	}
+	s.Disk = diskStatus{Directory: n.config.DataDir, Free: freeBytes(n.config.DataDir)}
+	for _, db := range n.databases {
+		st, err := db.Status(ctx)
+		if err != nil {
+			s.Ready = verdict(err)
+			continue
+		}
+		s.Databases = append(s.Databases, newDatabaseStatus(st))
+	}
+	return s
+}
+
+func verdict(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return err.Error()
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// process is one `modmirror serve` in a process of its own.
+type process struct {
+	url    string
+	cmd    *exec.Cmd
+	log    string        // file with its standard error
+	exited chan struct{} // closed when it has ended
+	err    error         // how it ended; read after exited
+}
+
+// startProcess runs bin serve with args on a free loopback port, and returns when /readyz says 200.
+func startProcess(bin, dir, logFile string, env, args []string) (*process, error) {
+	addr, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	p := &process{url: "http://" + addr, log: logFile, exited: make(chan struct{})}
+	p.cmd = exec.Command(bin, append([]string{"serve", "--listen", addr}, args...)...)
+	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.Stdout = dir, env, out, out
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.exited)
+	}()
+	if err := p.waitReady(30 * time.Second); err != nil {
+		p.kill()
+		return nil, err
+	}
+	return p, nil
+}
+
+func freeAddress() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
+
+// waitReady asks /readyz until it says 200, the process ends, or the time is up.
+func (p *process) waitReady(limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if status, _ := httpStatus(ctx, p.url+"/readyz"); status == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-p.exited:
+			return fmt.Errorf("modmirror serve ended: %v\n%s", p.err, p.output())
+		case <-ctx.Done():
+			return fmt.Errorf("modmirror serve is not ready after %v\n%s", limit, p.output())
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *process) output() string {
+	b, _ := os.ReadFile(p.log) // what there is of it
+	return string(b)
+}
+
+// kill ends the process without a chance to do anything.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.exited
+}
+
+// stop drains the process and reports how it ended.
+func (p *process) stop(limit time.Duration) error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-p.exited:
+		return p.err
+	case <-timer.C:
+		p.kill()
+		return fmt.Errorf("did not end within %v of SIGTERM\n%s", limit, p.output())
+	}
+}
+
+// httpStatus returns the status of a GET, 0 if there was no answer.
+func httpStatus(ctx context.Context, url string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
+}

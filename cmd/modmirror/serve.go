@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+func serveCommand() *cobra.Command {
+	var c config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the mirror",
+		Long: `Serve runs the mirror until it is told to stop. Without any flag it keeps its data in ` + defaultDataDir + ` and serves on
+localhost:3000; set GOPROXY=http://localhost:3000 and nothing else.
+
+SIGTERM drains: /readyz says 503 for --drain-delay so that balancers go elsewhere, then the port closes, answers in flight
+finish, and the exit code is 0. SIGINT does the same without the delay. A second signal ends the process at once.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := loadSettings(cmd); err != nil {
+				return err
+			}
+			if err := c.validate(); err != nil {
+				return err
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), c.LogFormat, c.LogLevel)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c, log)
+		},
+	}
+	c.flags(cmd.Flags())
+	return cmd
+}
+
+// serve opens every part, serves until ctx ends, and closes them in reverse.
+func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
+	n, err := openNode(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+
+	ln, err := listen(ctx, c.Listen)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler:           n,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	log.Info("serving", "url", "http://"+ln.Addr().String(), "data", c.DataDir, "offline", c.Offline, "version", buildVersion())
+
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	g, work := errgroup.WithContext(work)
+	g.Go(func() error { return n.run(work) })
+	g.Go(func() error {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve %s: %w", c.Listen, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer stopWork()
+		select {
+		case <-ctx.Done():
+		case <-work.Done():
+		}
+		return drain(ctx, c, n, srv, log)
+	})
+	return g.Wait()
+}
+
+// drain ends the server in order. Answers that do not finish in time are cut, and that is no error: the clients see a
+// short body, never a wrong one.
+func drain(ctx context.Context, c config, n *node, srv *http.Server, log *slog.Logger) error {
+	log.Info("draining", "cause", context.Cause(ctx))
+	n.mirror.Drain()
+	var sig signalError
+	if errors.As(context.Cause(ctx), &sig) && sig.Signal == syscall.SIGTERM {
+		time.Sleep(c.DrainDelay)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.DrainTime)
+	defer cancel()
+	if err := srv.Shutdown(ctx); err != nil {
+		log.Warn("answers in flight were cut", "after", c.DrainTime)
+		return srv.Close()
+	}
+	return nil
+}
+
+// listen opens the public port.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("--listen %s: another process uses this address; stop it or choose another one", addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--listen %s: %w", addr, err)
+	}
+	return ln, nil
+}
