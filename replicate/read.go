@@ -112,6 +112,18 @@ func (c *catalog) TreeHead(ctx context.Context, db string, below int64) (note []
 	return note, err
 }
 
+// DatabaseKey returns the note verifier key by which the checksum database db is trusted. An error matches
+// [fs.ErrNotExist] if it is not.
+func (c *catalog) DatabaseKey(ctx context.Context, db string) (key string, err error) {
+	err = c.read(ctx, func(s state) error {
+		if key = string(s.bucket(bucketKeys).Get([]byte(db))); key == "" {
+			return fmt.Errorf("key of checksum database %q: %w", db, fs.ErrNotExist)
+		}
+		return nil
+	})
+	return key, err
+}
+
 // Fork returns the evidence that freezes the checksum database db. An error matches [fs.ErrNotExist] if it is not frozen.
 func (c *catalog) Fork(ctx context.Context, db string) (f artifact.Fork, err error) {
 	err = c.read(ctx, func(s state) (err error) {
