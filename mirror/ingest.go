@@ -43,7 +43,7 @@ type intake struct {
 }
 
 // ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
-// returned if they are small and at hand.
+// returned if they are small and at hand. Errors do not name the artifact; the caller does.
 func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind, id string) (artifact.Manifest, []byte, error) {
 	have, err := m.manifest(ctx, mv)
 	if err != nil {
@@ -62,10 +62,10 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if err := m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
 		return in.accept(ctx, body, size, source)
 	}); err != nil {
-		return have, nil, fmt.Errorf("fetch %s %s: %w", mv, k, err)
+		return have, nil, fmt.Errorf("fetch: %w", err)
 	}
 	if in.ref.IsZero() {
-		return have, nil, fmt.Errorf("fetch %s %s: no source had anything to accept: %w", mv, k, artifact.ErrUnavailable)
+		return have, nil, fmt.Errorf("fetch: no source had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	if in.want == in.ref {
 		return have, in.small, nil // only the bytes were missing
@@ -90,7 +90,7 @@ func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.
 			have, err = artifact.NewManifest(mv, r)
 		}
 		if err != nil {
-			err = fmt.Errorf("%s: checksum database: %w", mv, err)
+			err = fmt.Errorf("checksum database: %w", err)
 			if isRefusal(err) {
 				m.alarm(id, failRecord, err, "module", mv.Path, "version", mv.Version)
 			}
@@ -253,7 +253,7 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 	}
 	won, err := in.m.config.Index.Publish(ctx, p)
 	if err != nil {
-		err = fmt.Errorf("publish %s %s: %w", in.man.Module, in.kind, err)
+		err = fmt.Errorf("publish: %w", err)
 		if isRefusal(err) {
 			in.m.alarm(in.id, failConflict, err, "module", in.man.Module.Path, "version", in.man.Module.Version, "kind", in.kind)
 		}

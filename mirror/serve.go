@@ -199,7 +199,7 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 	}
 	key := k.String() + " " + mv.String()
 	if err, ok := m.negative.get(key); ok {
-		return found{}, err
+		return found{}, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
 	man, small, joined, err := m.fetch(ctx, mv, k, key, id)
 	if err != nil {
