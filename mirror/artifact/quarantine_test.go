@@ -141,3 +141,29 @@ func TestQuarantineOnFullDisk(t *testing.T) {
 	disk.note(func() { disk.fail = nil })
 	condemn(t, s, []byte("bad"), "test")
 }
+
+// The bytes of a draft that came to a bad end are described as far as they came.
+func TestQuarantineOfBrokenDrafts(t *testing.T) {
+	s, disk := openUnsafe(t, t.TempDir())
+	long, err := s.Create(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = long.Write([]byte("long"))
+	_, _ = long.Write([]byte("er"))
+	torn, err := s.Create(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.note(func() { disk.fail = failingOnce("write", syscall.ENOSPC) })
+	_, _ = torn.Write([]byte("torn off"))
+	for d, want := range map[*Draft]string{long: "long", torn: "torn"} {
+		if err := d.Quarantine("test"); err != nil {
+			t.Error(err)
+		}
+		digest := DigestOf([]byte(want)).String()
+		if b, err := os.ReadFile(filepath.Join(s.dir, quarantineDir, digest)); err != nil || string(b) != want {
+			t.Errorf("quarantine holds %q, %v, want %q", b, err, want)
+		}
+	}
+}

@@ -167,7 +167,11 @@ func TestStoreStopsWritingAfterFault(t *testing.T) {
 		if _, err := s.Create(100); err != first {
 			t.Errorf("%s failed: Create = %v, want the first fault", op, err)
 		}
+		d.note(func() { d.fail = failing("write", errors.New("another fault")) })
 		_, _ = open.Write([]byte("open"))
+		if err := s.Err(); err != first {
+			t.Errorf("%s failed: Err = %v after another fault, want the first", op, err)
+		}
 		if _, err := open.Commit(); err != first {
 			t.Errorf("%s failed: Commit of an open draft = %v, want the first fault", op, err)
 		}
@@ -363,6 +367,32 @@ func TestCommitNeverRewrites(t *testing.T) {
 	}
 }
 
+// Of two commits at once one makes the file, and the other leaves it alone.
+func TestConcurrentCommitsNeverRewrite(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	var before fs.FileInfo
+	d.fail = func(op, name string) error {
+		if op != "fsync" {
+			return nil
+		}
+		d.fail = nil
+		d.mu.Unlock() // the whole second commit happens here
+		defer d.mu.Lock()
+		ref, err := tryPut(s, []byte("some zip"))
+		if err == nil {
+			before, err = s.root.Stat(blobName(ref.Digest))
+		}
+		return err
+	}
+	ref := put(t, s, []byte("some zip"))
+	if after, err := s.root.Stat(blobName(ref.Digest)); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the slower commit replaced the file (%v)", err)
+	}
+	if left, _ := s.names(tmpDir); len(left) > 0 {
+		t.Errorf("tmp holds %q", left)
+	}
+}
+
 func TestStoreTellsDamageFromAbsence(t *testing.T) {
 	s := openTestStore(t, t.TempDir())
 	for name, damage := range map[string]func(name string) error{
@@ -370,7 +400,9 @@ func TestStoreTellsDamageFromAbsence(t *testing.T) {
 		"longer":    func(name string) error { return os.Truncate(name, 300) },
 		"empty":     func(name string) error { return os.Truncate(name, 0) },
 		"directory": func(name string) error { return errors.Join(os.Remove(name), os.Mkdir(name, 0o700)) },
-		"link":      func(name string) error { return errors.Join(os.Remove(name), os.Symlink("/etc/hostname", name)) },
+		"link": func(name string) error {
+			return errors.Join(os.Remove(name), os.Symlink(strings.Repeat("x", len("bytes to be damaged: link")), name))
+		},
 	} {
 		ref := put(t, s, []byte("bytes to be damaged: "+name))
 		file := filepath.Join(s.dir, blobName(ref.Digest))
@@ -441,8 +473,8 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 	for i := range 300 {
 		want[put(t, s, []byte(strings.Repeat("x", i)))] = true
 	}
-	misplaced := DigestOf([]byte("misplaced")).String()
-	for _, name := range []string{"blobs/sha256/00/README", "blobs/sha256/00/" + strings.ToUpper(misplaced), "blobs/sha256/" + flipped(misplaced) + "/" + misplaced} {
+	misplaced := DigestOf([]byte("x")).String() // which is in its place, too
+	for _, name := range []string{"blobs/sha256/00/README", "blobs/sha256/00/" + strings.ToUpper(misplaced), "blobs/sha256/00/" + misplaced} {
 		if err := s.root.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -464,6 +496,9 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 			break
 		}
 	}
+	if n != 3 {
+		t.Errorf("All went on for %d blobs", n)
+	}
 	bad := filepath.Join(s.dir, blobDir, "07")
 	if err := errors.Join(os.RemoveAll(bad), os.WriteFile(bad, nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -479,12 +514,30 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 	}
 }
 
-// flipped returns a fan-out directory that is not that of the digest.
-func flipped(digest string) string {
-	if digest[:2] == "00" {
-		return "01"
+func TestRemove(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	ref := put(t, s, []byte("some zip"))
+	f, err := s.Open(ref)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return "00"
+	defer f.Close()
+	for range 2 {
+		if err := s.Remove(ref.Digest); err != nil {
+			t.Error(err)
+		}
+		if s.Has(ref) {
+			t.Error("Has after Remove")
+		}
+	}
+	if b, err := io.ReadAll(f); err != nil || string(b) != "some zip" {
+		t.Errorf("a file that was open reads %q, %v", b, err)
+	}
+	put(t, s, []byte("some zip"))
+	d.note(func() { d.fail = failing("syncdir", syscall.EIO) })
+	if err := s.Remove(ref.Digest); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Remove that is not durable = %v, want ErrUnavailable", err)
+	}
 }
 
 func TestStoreConcurrently(t *testing.T) {

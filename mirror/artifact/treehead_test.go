@@ -1,0 +1,130 @@
+package artifact
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// key returns a fresh key of a database called name.
+func key(t *testing.T, name string) (note.Signer, note.Verifier) {
+	t.Helper()
+	skey, vkey, err := note.GenerateKey(rand.Reader, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := note.NewSigner(skey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, v
+}
+
+func sign(t *testing.T, text string, s ...note.Signer) []byte {
+	t.Helper()
+	msg, err := note.Sign(&note.Note{Text: text}, s...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg
+}
+
+func head(t *testing.T, s note.Signer, n int64, h tlog.Hash) []byte {
+	t.Helper()
+	return sign(t, string(tlog.FormatTree(tlog.Tree{N: n, Hash: h})), s)
+}
+
+func TestOpenTreeHead(t *testing.T) {
+	s, v := key(t, "sum.example")
+	other, _ := key(t, "sum.example")
+	text := string(tlog.FormatTree(tlog.Tree{N: 7, Hash: tlog.Hash{1}}))
+	good := sign(t, text, s)
+	for name, msg := range map[string][]byte{"signed": good, "with another's signature too": sign(t, text, other, s), "with more lines": sign(t, text+"more\n", s)} {
+		tree, err := OpenTreeHead(v, msg)
+		if err != nil || tree.N != 7 || tree.Hash != (tlog.Hash{1}) {
+			t.Errorf("%s: OpenTreeHead = %v, %v", name, tree, err)
+		}
+	}
+	for name, msg := range map[string][]byte{
+		"nothing":        nil,
+		"unsigned":       []byte(text),
+		"other key":      sign(t, text, other),
+		"no tree head":   sign(t, "hello\n", s),
+		"negative size":  sign(t, strings.Replace(text, "\n7\n", "\n-7\n", 1), s),
+		"too long":       sign(t, text+strings.Repeat("x", MaxTreeHead)+"\n", s),
+		"text in front":  append([]byte("x\n"), good...),
+		"bytes behind":   append(bytes.Clone(good), "x\n"...),
+		"size of others": bytes.Replace(good, []byte("\n7\n"), []byte("\n8\n"), 1),
+	} {
+		if tree, err := OpenTreeHead(v, msg); !errors.Is(err, ErrRefused) || tree != (tlog.Tree{}) {
+			t.Errorf("%s: OpenTreeHead = %v, %v, want ErrRefused", name, tree, err)
+		}
+	}
+	for i := range good {
+		b := bytes.Clone(good)
+		b[i] ^= 1
+		if _, err := OpenTreeHead(v, b); !errors.Is(err, ErrRefused) {
+			t.Errorf("byte %d flipped: %v, want ErrRefused", i, err)
+		}
+	}
+}
+
+func TestForkCheck(t *testing.T) {
+	s, v := key(t, "sum.example")
+	thief, _ := key(t, "sum.example")
+	var a, b testLog // they part at record 3
+	for i := range 6 {
+		a.add(t, fmt.Appendf(nil, "record %d\n", i))
+		if i < 3 {
+			b.add(t, fmt.Appendf(nil, "record %d\n", i))
+		} else {
+			b.add(t, fmt.Appendf(nil, "forged %d\n", i))
+		}
+	}
+	prove := func(l *testLog, n, old int64) tlog.TreeProof {
+		p, err := tlog.ProveTree(n, old, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	sameSize := Fork{Database: "sum.example", A: head(t, s, 5, a.root(t, 5)), B: head(t, s, 5, b.root(t, 5))}
+	other := Fork{Database: "sum.example", A: head(t, s, 4, a.root(t, 4)), B: head(t, s, 6, b.root(t, 6)), Derived: b.root(t, 4), Proof: prove(&b, 6, 4)}
+	for name, f := range map[string]Fork{"same size": sameSize, "other size": other} {
+		if err := f.Check(v); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if text := f.String(); !strings.Contains(text, "SECURITY ERROR") || !strings.Contains(text, fmt.Sprintf("%q", f.A)) || !strings.Contains(text, fmt.Sprintf("%q", f.B)) {
+			t.Errorf("%s: the evidence is not in the text: %s", name, text)
+		}
+	}
+	for name, change := range map[string]func(f *Fork){
+		"one history":           func(f *Fork) { f.A = head(t, s, 4, b.root(t, 4)) },
+		"the same head":         func(f *Fork) { f.A = f.B },
+		"A signed by a thief":   func(f *Fork) { f.A = head(t, thief, 4, a.root(t, 4)) },
+		"B signed by a thief":   func(f *Fork) { f.B = head(t, thief, 6, b.root(t, 6)) },
+		"no proof":              func(f *Fork) { f.Proof = nil },
+		"proof of the other":    func(f *Fork) { f.Proof = prove(&a, 6, 4) },
+		"derived out of thin":   func(f *Fork) { f.Derived = tlog.Hash{1} },
+		"derived is the true":   func(f *Fork) { f.Derived = a.root(t, 4) },
+		"A larger than B":       func(f *Fork) { f.A, f.B = f.B, f.A },
+		"A before the parting":  func(f *Fork) { f.A, f.Derived, f.Proof = head(t, s, 3, a.root(t, 3)), b.root(t, 3), prove(&b, 6, 3) },
+		"A is of an empty tree": func(f *Fork) { f.A = head(t, s, 0, tlog.Hash{}) },
+	} {
+		f := other
+		change(&f)
+		if err := f.Check(v); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: Check = %v, want ErrRefused", name, err)
+		}
+	}
+}
