@@ -79,6 +79,7 @@ func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
 		return absence(err)
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	w.Header().Set("Content-Length", "0")
 	w.Header().Set("Cache-Control", cacheNever)
 	w.WriteHeader(http.StatusOK)
 	return nil
@@ -117,8 +118,9 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request) error {
 
 // parseLookupPath returns the module version that a path /lookup/<escaped path>@<escaped version> asks for.
 func parseLookupPath(p string) (m module.Version, err error) {
-	escPath, escVersion, ok := strings.Cut(strings.TrimPrefix(p, "/lookup/"), "@")
-	if !ok {
+	p, ok := strings.CutPrefix(p, "/lookup/")
+	escPath, escVersion, ok2 := strings.Cut(p, "@")
+	if !ok || !ok2 {
 		return m, fmt.Errorf("want /lookup/<module>@<version>")
 	}
 	if m.Path, err = module.UnescapePath(escPath); err != nil {
@@ -194,10 +196,11 @@ func (db *DB) serveTile(w http.ResponseWriter, r *http.Request) error {
 // parseTilePath returns the tile that a path /tile/8/… asks for, if it is one that a tree of any believable size can have.
 // tlog.ParseTilePath alone takes heights up to 30, for which a tile has 32 GiB.
 func parseTilePath(p string) (tlog.Tile, error) {
-	if len(p) > 64 {
+	p, ok := strings.CutPrefix(p, "/")
+	if !ok || len(p) > 64 {
 		return tlog.Tile{}, badRequest("malformed tile path")
 	}
-	t, err := tlog.ParseTilePath(strings.TrimPrefix(p, "/"))
+	t, err := tlog.ParseTilePath(p)
 	if err != nil {
 		return t, badRequest(err.Error())
 	}

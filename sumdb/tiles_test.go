@@ -1,0 +1,229 @@
+package sumdb
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// hashBytes returns n hashes' worth of bytes that depend on seed only, so that fewer are a prefix of more.
+func hashBytes(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 0))
+	b := make([]byte, n*tlog.HashSize)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+func put(t testing.TB, s *TileStore, tile tlog.Tile) {
+	t.Helper()
+	if err := s.Put([]tlog.Tile{tile}, [][]byte{hashBytes(uint64(tile.N), tile.W)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The widest tile is kept, over a restart too, and every narrower width is served from it.
+func TestTileWidths(t *testing.T) {
+	dir := t.TempDir()
+	s := openTiles(t, dir)
+	for _, w := range []int{7, 3, 100, 40, 256, 1} {
+		put(t, s, tileAtW(0, 1234567, w))
+	}
+	for range 2 {
+		for _, w := range []int{1, 7, 100, 255, 256} {
+			b, err := s.Tile(tileAtW(0, 1234567, w))
+			if err != nil || !bytes.Equal(b, hashBytes(1234567, w)) || cap(b) != len(b) {
+				t.Errorf("width %d: %d bytes, %v", w, len(b), err)
+			}
+		}
+		s = openTiles(t, dir)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "tile/8/0/x001/x234/567")); err != nil {
+		t.Error(err)
+	}
+	put(t, s, tileAtW(1, 5, 10))
+	for _, tile := range []tlog.Tile{tileAtW(1, 5, 11), tileAtW(1, 6, 1), tileAtW(0, 5, 1)} {
+		if _, err := s.Tile(tile); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%v: %v", tile, err)
+		}
+	}
+}
+
+func TestTileStoreRefuses(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	for _, tile := range []tlog.Tile{{}, {H: 30, L: 0, N: 0, W: 1}, tileAtW(-1, 0, 1), tileAtW(64, 0, 1), tileAtW(0, -1, 1), tileAtW(0, 1<<60, 1), tileAtW(0, 0, 257), tileAtW(0, 0, 0)} {
+		if _, err := s.Tile(tile); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Tile(%v): %v", tile, err)
+		}
+		if err := s.Put([]tlog.Tile{tile}, [][]byte{make([]byte, 32*max(0, min(tile.W, 300)))}); err == nil {
+			t.Errorf("Put(%v): no error", tile)
+		}
+	}
+	if err := s.Put([]tlog.Tile{tileAtW(0, 0, 2)}, [][]byte{make([]byte, 32)}); err == nil {
+		t.Error("tile of the wrong size: no error")
+	}
+}
+
+// What a crash left behind is gone after the next start, and what was stored before it is there.
+func TestTileStoreRestarts(t *testing.T) {
+	dir := t.TempDir()
+	s := openTiles(t, dir)
+	put(t, s, tileAtW(0, 1, 9))
+	temp := filepath.Join(dir, tileTemp, "7")
+	if err := os.WriteFile(temp, []byte("half a tile"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s = openTiles(t, dir)
+	if _, err := os.Stat(temp); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("temporary file: %v", err)
+	}
+	if _, err := s.Tile(tileAtW(0, 1, 9)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Every file and every directory on the way is fsynced before Put returns, the file before it gets its name.
+func TestPutIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	s := openTiles(t, dir)
+	var mu sync.Mutex
+	synced := make(map[string]bool)
+	s.sync = func(f *os.File) error {
+		mu.Lock()
+		defer mu.Unlock()
+		rel, _ := filepath.Rel(dir, f.Name())
+		synced[rel] = true
+		if rel == tileTemp+"/1" {
+			if _, err := os.Stat(filepath.Join(dir, "tile/8/0/x002/345")); err == nil {
+				t.Error("renamed before it was fsynced")
+			}
+		}
+		return f.Sync()
+	}
+	put(t, s, tileAtW(0, 2345, 9))
+	for _, name := range []string{"tmp/1", "tile", "tile/8", "tile/8/0", "tile/8/0/x002"} {
+		if !synced[name] {
+			t.Errorf("%s not fsynced: %v", name, synced)
+		}
+	}
+	clear(synced)
+	put(t, s, tileAtW(0, 2346, 9))
+	if !synced["tile/8/0/x002"] || len(synced) != 2 {
+		t.Errorf("second tile: %v", synced)
+	}
+	clear(synced)
+	put(t, s, tileAtW(0, 2346, 5))
+	if len(synced) != 0 {
+		t.Errorf("tile that is held: %v", synced)
+	}
+}
+
+// After a failed fsync nothing is claimed to be durable any more; what was stored stays readable.
+func TestFsyncFailureStopsWrites(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	put(t, s, tileAtW(0, 1, 9))
+	s.sync = func(*os.File) error { return syscall.EIO }
+	bad := func(n int64) error {
+		return s.Put([]tlog.Tile{tileAtW(0, n, 9)}, [][]byte{hashBytes(uint64(n), 9)})
+	}
+	if err := bad(2); !errors.Is(err, artifact.ErrUnavailable) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("Put: %v", err)
+	}
+	s.sync = (*os.File).Sync
+	if err := bad(3); !errors.Is(err, artifact.ErrUnavailable) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("Put after that: %v", err)
+	}
+	if _, err := s.Tile(tileAtW(0, 1, 9)); err != nil {
+		t.Errorf("Tile: %v", err)
+	}
+}
+
+// A record whose tiles cannot be stored is not handed out.
+func TestRecordNeedsDurableTiles(t *testing.T) {
+	l := newLab(t, 300, nil)
+	l.add(hello)
+	l.tiles.sync = func(*os.File) error { return syscall.ENOSPC }
+	if r, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("Record = %+v, %v", r, err)
+	}
+	if c := l.cat.Commits(); len(c) != 0 {
+		t.Errorf("heads %v committed without tiles", c)
+	}
+	l = newLab(t, 3000, nil) // the same once there is a head
+	l.add(hello)
+	l.src.Grow(1000)
+	if _, err := l.bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.tiles.sync = func(*os.File) error { return syscall.ENOSPC }
+	if r, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("Record = %+v, %v", r, err)
+	}
+}
+
+// Writers and readers of the same tiles: widths only grow, and nothing but a prefix of the tile is ever read.
+func TestTileStoreConcurrently(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(g), 1))
+			for range 60 {
+				var tiles []tlog.Tile
+				var data [][]byte
+				for range 3 {
+					tile := tileAtW(0, r.Int64N(4), 1+r.IntN(256))
+					tiles, data = append(tiles, tile), append(data, hashBytes(uint64(tile.N), tile.W))
+				}
+				if err := s.Put(tiles, data); err != nil {
+					t.Error(err)
+				}
+				for i, tile := range tiles {
+					if b, err := s.Tile(tile); err != nil || !bytes.Equal(b, data[i]) {
+						t.Errorf("%v: %v", tile, err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The tiles in memory are bounded, and so is every other cache.
+func TestCachesAreBounded(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	s.hot.max = 100 << 10
+	for n := range int64(50) {
+		put(t, s, tileAt(0, n))
+	}
+	if s.hot.used > s.hot.max || len(s.hot.items) > 13 || len(s.hot.items) < 11 || s.hot.order.Len() != len(s.hot.items) {
+		t.Errorf("%d bytes, %d tiles", s.hot.used, len(s.hot.items))
+	}
+	if _, err := s.Tile(tileAt(0, 0)); err != nil {
+		t.Errorf("evicted tile: %v", err)
+	}
+	c := newCache[int, int](10 * entryCost)
+	for i := range 1000 {
+		c.put(i%37, i, int64(i%3)*entryCost)
+		c.put(i%37, i, int64(i%5)*entryCost)
+		if c.used > c.max || c.used < 0 || len(c.items) > 10 {
+			t.Fatalf("%d: used %d, %d items", i, c.used, len(c.items))
+		}
+	}
+	c.put(1, 1, 0)
+	c.put(1, 2, 100*entryCost)
+	if v, ok := c.get(1); ok {
+		t.Errorf("value that is too large: kept %d", v)
+	}
+}
