@@ -73,7 +73,25 @@ func (c *catalog) view(f func(s state) error) error {
 	if c.db == nil {
 		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
-	return c.db.View(func(tx *bbolt.Tx) error { return f(state{tx}) })
+	return safely(false, func() error {
+		return c.db.View(func(tx *bbolt.Tx) error { return f(state{tx}) })
+	})
+}
+
+// safely runs f, which reads pages. Where a page is not what it should be, bbolt panics; here that becomes an error, as a
+// damaged page is a fault of the disk and must not take down what does not need it. With all, so do errors of the runtime,
+// which damaged numbers can cause.
+func safely(all bool, f func() error) (err error) {
+	defer func() {
+		r := recover()
+		if bug, ok := r.(runtime.Error); ok && !all {
+			panic(bug)
+		}
+		if r != nil {
+			err = fmt.Errorf("the catalog's pages are damaged: %v: %w", r, artifact.ErrUnavailable)
+		}
+	}()
+	return f()
 }
 
 // update calls f in a write transaction and commits it. Any error leaves the catalog as it was.
@@ -133,7 +151,11 @@ func openDB(path string, readOnly bool) (*bbolt.DB, error) {
 		}
 	}
 	opt := catalogOptions(readOnly)
-	db, err := bbolt.Open(path, 0o600, opt)
+	var db *bbolt.DB
+	err := safely(true, func() (err error) {
+		db, err = bbolt.Open(path, 0o600, opt)
+		return err
+	})
 	if errors.Is(err, syscall.ENOMEM) { // a limit on address space
 		opt.InitialMmapSize = 0
 		db, err = bbolt.Open(path, 0o600, opt)
@@ -144,7 +166,10 @@ func openDB(path string, readOnly bool) (*bbolt.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	if err := db.View(func(tx *bbolt.Tx) error { return checkShape(tx, path) }); err != nil {
+	err = safely(true, func() error {
+		return db.View(func(tx *bbolt.Tx) error { return checkShape(tx, path) })
+	})
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil

@@ -21,9 +21,11 @@ import (
 func (c *Catalog) Check(ctx context.Context, progress func(done, total int)) iter.Seq[error] {
 	return func(yield func(error) bool) {
 		k := checker{ctx: ctx, yield: yield, progress: progress}
-		err := c.read(ctx, func(s state) error {
-			k.state = s
-			return k.run()
+		err := safely(true, func() error {
+			return c.read(ctx, func(s state) error {
+				k.state = s
+				return k.run()
+			})
 		})
 		if err != nil && !errors.Is(err, errEnough) {
 			yield(err)
@@ -50,26 +52,23 @@ func (k *checker) bad(format string, args ...any) error {
 	return nil
 }
 
-// run does all checks. A page that is damaged can make bbolt panic; that is a problem of the catalog like any other.
-func (k *checker) run() (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("the catalog's pages cannot be read: %v", r)
-		}
-	}()
+// run does all checks.
+func (k *checker) run() error {
 	if healthy, err := k.pages(); err != nil || !healthy {
 		return err
 	}
-	for _, b := range buckets {
-		k.total += k.bucket(b).Stats().KeyN
-	}
-	for _, check := range []struct {
+	checks := []struct {
 		bucket []byte
 		row    func(key, value []byte) error
 	}{
 		{bucketKeys, k.key}, {bucketHeads, k.treeHead}, {bucketManifests, k.manifestRow}, {bucketInline, k.inlineRow},
 		{bucketConflicts, k.conflict}, {bucketForks, k.fork}, {bucketListings, k.listingRow},
-	} {
+	}
+	k.total = k.bucket(bucketLeaves).Stats().KeyN
+	for _, check := range checks {
+		k.total += k.bucket(check.bucket).Stats().KeyN
+	}
+	for _, check := range checks {
 		if err := k.rows(check.bucket, check.row); err != nil {
 			return err
 		}

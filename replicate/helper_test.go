@@ -116,3 +116,5 @@ func copyDir(tb testing.TB, from string) string {
 	}
 	return to
 }
+
+func writeFile(path string, data []byte) error { return os.WriteFile(path, data, 0o600) }

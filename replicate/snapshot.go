@@ -196,28 +196,34 @@ func (s *snapshots) validate(path string, meta raft.SnapshotMeta) error {
 	if err != nil {
 		return err
 	}
-	err = db.View(func(tx *bbolt.Tx) error {
-		st := state{tx}
-		if index, _ := st.applied(); index < meta.Index {
-			return fmt.Errorf("it ends at index %d, not at %d", index, meta.Index)
-		}
-		if err := s.catalog.view(func(have state) error {
-			if index, _ := have.applied(); index > meta.Index {
-				return fmt.Errorf("it ends at index %d, and %d is applied here", meta.Index, index)
+	err = safely(true, func() error {
+		return db.View(func(tx *bbolt.Tx) error {
+			for bad := range tx.Check() {
+				err = errors.Join(err, bad)
 			}
-			if a, b := have.cluster(), st.cluster(); a != "" && b != "" && a != b {
-				return fmt.Errorf("it is of cluster %s, this node is of cluster %s: %w", b, a, artifact.ErrRefused)
+			if err != nil {
+				return err
 			}
-			return nil
-		}); err != nil {
-			return err
-		}
-		for bad := range tx.Check() {
-			err = errors.Join(err, bad)
-		}
-		return err
+			return s.fits(state{tx}, meta)
+		})
 	})
 	return errors.Join(err, db.Close())
+}
+
+// fits reports whether the received catalog is the one that the leader announced, and may take the place of this one.
+func (s *snapshots) fits(got state, meta raft.SnapshotMeta) error {
+	if index, _ := got.applied(); index < meta.Index {
+		return fmt.Errorf("it ends at index %d, not at %d", index, meta.Index)
+	}
+	return s.catalog.view(func(have state) error {
+		if index, _ := have.applied(); index > meta.Index {
+			return fmt.Errorf("it ends at index %d, and %d is applied here", meta.Index, index)
+		}
+		if a, b := have.cluster(), got.cluster(); a != "" && b != "" && a != b {
+			return fmt.Errorf("it is of cluster %s, this node is of cluster %s: %w", b, a, artifact.ErrRefused)
+		}
+		return nil
+	})
 }
 
 // installed is a catalog that was received and checked, on its way to Restore. Its content is its path.
