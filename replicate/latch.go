@@ -57,7 +57,6 @@ func (l *latch) guard(what string, limit time.Duration, write func() error) erro
 	defer watch.Stop()
 	if err := write(); err != nil {
 		l.trip(fmt.Errorf("%s: %w", what, err))
-		return err
 	}
-	return l.fault() // hung, and came back: too late
+	return l.fault() // also of a write that hung and came back: too late
 }

@@ -8,10 +8,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// alone reports whether this node is the only member of its cluster.
+// alone reports whether this node is the only voter of its cluster.
 func (n *Node) alone() bool {
-	servers := n.raft.GetConfiguration().Configuration().Servers
-	return len(servers) == 1 && servers[0].ID == raft.ServerID(n.id.Node) && servers[0].Suffrage == raft.Voter
+	voters, self := 0, false
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+			self = self || s.ID == raft.ServerID(n.id.Node)
+		}
+	}
+	return voters == 1 && self
 }
 
 // hurry makes the only voter of a cluster stand for election at once, instead of after one or two heartbeat timeouts in
@@ -62,6 +68,7 @@ func (n *Node) watch() {
 func (n *Node) endRaft() {
 	future := n.raft.Shutdown()
 	close(n.raftDone)
+	n.endStreams() // raft would wait for them
 	done := make(chan struct{})
 	go func() { defer close(done); future.Error() }()
 	select {
@@ -156,7 +163,7 @@ func (n *Node) trim() {
 		}
 	}
 	if used > n.config.LogBudget && entries > want {
-		n.raft.Snapshot() // cuts the log; its result is in raft's own log
+		n.background.Go(func() { n.raft.Snapshot() }) // cuts the log; what comes of it is in raft's messages
 	}
 }
 

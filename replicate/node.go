@@ -105,7 +105,7 @@ type Node struct {
 	background   sync.WaitGroup
 }
 
-// Open opens the node in c.Dir and takes part in its cluster. The only member of a cluster returns when it leads and its
+// Open opens the node in c.Dir and takes part in its cluster. The only voter of a cluster returns when it leads and its
 // catalog is caught up; a member of a larger one returns at once, its reads work, its writes follow when there is a
 // leader. ctx bounds Open only. The error matches [ErrLocked] if another process has c.Dir open.
 func Open(ctx context.Context, c Config) (*Node, error) {
@@ -264,7 +264,7 @@ func (n *Node) start() (err error) {
 	return nil
 }
 
-// awaitReady waits until the only member of a cluster leads and is caught up.
+// awaitReady waits until the only voter of a cluster leads and is caught up.
 func (n *Node) awaitReady(ctx context.Context) error {
 	if !n.alone() {
 		return nil

@@ -55,7 +55,7 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	return meta, s, nil
 }
 
-// endStreams ends all streams and waits for them. The caller holds c.mu, so no new one begins.
+// endStreams ends all streams and waits for them. If the caller holds c.mu, no new one begins meanwhile.
 func (c *catalog) endStreams() {
 	c.streamMu.Lock()
 	var all []*stream

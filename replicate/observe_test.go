@@ -1,0 +1,98 @@
+package replicate
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func TestRaftLog(t *testing.T) {
+	var b bytes.Buffer
+	l := newRaftLog(slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelInfo})))
+	l.Trace("trace")
+	l.Debug("debug")
+	l.Info("info")
+	l.Warn("warn", "n", hclog.Fmt("%d of %d", 1, 2))
+	l.With("peer", "p").Named("sub").Error("error", "err", errors.New("broken"))
+	got := b.String()
+	for _, want := range []string{`level=INFO msg="raft: warn" n="1 of 2"`, `level=ERROR msg="raft.sub: error" peer=p err=broken`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("log is\n%swant %s", got, want)
+		}
+	}
+	if n := strings.Count(got, "\n"); n != 2 {
+		t.Errorf("%d lines, want 2:\n%s", n, got)
+	}
+	if l.IsInfo() || !l.IsWarn() || l.GetLevel() != hclog.Warn {
+		t.Errorf("IsInfo() = %v, IsWarn() = %v, GetLevel() = %v", l.IsInfo(), l.IsWarn(), l.GetLevel())
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	dir := t.TempDir()
+	for range 2 { // a second node may register again once the first is closed
+		n := openNode(t, Config{Dir: dir, Metrics: reg})
+		if have, _ := n.Status(t.Context()); have.Manifests == 0 {
+			publish(t, n, trusting(t, n), "example.com/a", "v1.0.0")
+		}
+		if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP modmirror_replicate_fault 1 after a disk fault has stopped this node's writes.
+# TYPE modmirror_replicate_fault gauge
+modmirror_replicate_fault 0
+# HELP modmirror_replicate_leader 1 if this node leads.
+# TYPE modmirror_replicate_leader gauge
+modmirror_replicate_leader 1
+# HELP modmirror_replicate_manifests Module versions in the catalog.
+# TYPE modmirror_replicate_manifests gauge
+modmirror_replicate_manifests 1
+`), "modmirror_replicate_fault", "modmirror_replicate_leader", "modmirror_replicate_manifests"); err != nil {
+			t.Error(err)
+		}
+		if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
+			t.Errorf("lint: %v, %v", problems, err)
+		}
+		if _, err := Open(t.Context(), Config{Dir: t.TempDir(), Metrics: reg}); err == nil {
+			t.Error("two nodes share a registry")
+		}
+		n.Close()
+	}
+	if got, err := reg.Gather(); err != nil || len(got) > 0 {
+		t.Errorf("after Close %d metrics are left (%v)", len(got), err)
+	}
+}
+
+func TestTrim(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir(), LogBudget: 1, TrailingLogs: 5000})
+	n.trim()
+	if got := n.raft.ReloadableConfig().TrailingLogs; got != minTrailing {
+		t.Errorf("above its budget the log keeps %d entries, want %d", got, minTrailing)
+	}
+	n.config.LogBudget = 1 << 40
+	n.trim()
+	if got := n.raft.ReloadableConfig().TrailingLogs; got != 5000 {
+		t.Errorf("below its budget the log keeps %d entries, want 5000", got)
+	}
+}
+
+// A peer that does not read must not keep a node from closing.
+func TestCloseWhileSending(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir()})
+	_, r, err := n.stream(func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadAll(r); err == nil {
+		t.Error("the stream of a closed node ends as if it were whole")
+	}
+}
