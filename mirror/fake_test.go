@@ -33,13 +33,21 @@ type memIndex struct {
 	publishes int // of listings
 	publish   error
 	first     func(*artifact.Publication) // somebody who publishes first
+	asked     func(what string)           // called after an answer was found, before it is returned
 }
 
 func newMemIndex() *memIndex {
 	return &memIndex{manifests: map[module.Version]artifact.Manifest{}, inline: map[artifact.Digest][]byte{}, listings: map[string]artifact.Listing{}}
 }
 
+func (x *memIndex) meanwhile(what string) {
+	if x.asked != nil {
+		x.asked(what)
+	}
+}
+
 func (x *memIndex) Manifest(_ context.Context, m module.Version) (artifact.Manifest, error) {
+	defer x.meanwhile("manifest")
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	man, ok := x.manifests[m]
@@ -60,6 +68,7 @@ func (x *memIndex) Inline(_ context.Context, d artifact.Digest) ([]byte, error) 
 }
 
 func (x *memIndex) Versions(_ context.Context, path string) ([]string, error) {
+	defer x.meanwhile("versions")
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var out []string
@@ -124,7 +133,15 @@ func (x *memIndex) Listing(_ context.Context, path string) (artifact.Listing, er
 func (x *memIndex) PublishListing(_ context.Context, l artifact.Listing) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.listings[l.Path] = l
+	known := x.listings[l.Path]
+	known.Path = l.Path
+	if !l.Listed.IsZero() {
+		known.Versions, known.Listed = l.Versions, l.Listed
+	}
+	if !l.Latested.IsZero() {
+		known.Latest, known.Latested = l.Latest, l.Latested
+	}
+	x.listings[l.Path] = known
 	x.publishes++
 	return nil
 }

@@ -37,9 +37,8 @@ type intake struct {
 	want artifact.Ref      // what is committed already, if only the bytes are missing here
 	id   string            // of the request that asked first
 
-	// Set by accept.
-	ref   artifact.Ref
-	small []byte // of an info or go.mod
+	ref   artifact.Ref // set once accept has said yes
+	small []byte       // of an info or go.mod
 }
 
 // ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
@@ -99,14 +98,13 @@ func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.
 	}
 	m.metrics.stageDone(stageRecord, start)
 	m.reached("record")
-	have.Module, have.Info, have.Mod, have.Zip = mv, artifact.Ref{}, artifact.Ref{}, artifact.Ref{}
+	have.Info, have.Mod, have.Zip = artifact.Ref{}, artifact.Ref{}, artifact.Ref{}
 	return have, nil
 }
 
 // accept is steps 2 to 4, for the body that one source sends. It says no with ErrRefused or ErrMalformed if that is the
 // source's fault.
 func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source string) (err error) {
-	in.ref, in.small = artifact.Ref{}, nil
 	d, err := in.m.config.Store.Create(in.kind.Limit())
 	if err != nil {
 		return err
@@ -141,18 +139,18 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	}
 	in.m.reached("check")
 	start = in.m.metrics.stageDone(stageCheck, start)
-	in.ref = in.refOf(d)
-	if keep != nil && (in.kind == artifact.Zip || in.ref.Size > artifact.MaxInline) {
-		if in.want == in.ref { // the bytes here are gone or damaged; those in hand are right
-			if err := in.m.config.Store.Remove(in.ref.Digest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	ref := in.refOf(d)
+	if keep != nil && (in.kind == artifact.Zip || ref.Size > artifact.MaxInline) {
+		if in.want == ref { // the bytes here are gone or damaged; those in hand are right
+			if err := in.m.config.Store.Remove(ref.Digest); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return notAbsent(err)
 			}
 		}
 		if _, err := keep.Commit(); err != nil {
-			in.ref = artifact.Ref{}
 			return err
 		}
 	}
+	in.ref = ref
 	in.m.reached("store")
 	in.m.metrics.stageDone(stageStore, start)
 	return nil

@@ -182,6 +182,21 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// A body that ends early without an error is cut short, whatever the transport thinks of it.
+func TestShorterThanDeclared(t *testing.T) {
+	var g *rig
+	g = newRig(t, func(c *Config) {
+		c.Upstream = source{fetch: func(_ context.Context, m module.Version, k artifact.Kind, accept func(io.Reader, int64, string) error) error {
+			b := g.up.Artifact(m, k)
+			return accept(bytes.NewReader(b), int64(len(b))+1, "x")
+		}}
+	})
+	for _, k := range []string{"info", "mod", "zip"} {
+		g.want(helloPath+"v1.0.0."+k, 502, "cut short")
+	}
+	g.nothingStored()
+}
+
 // PROTOCOL 33, FAULTS 13, 14: a zip that no module may have is refused although the record vouches for its h1.
 func TestHostileZips(t *testing.T) {
 	g := newRig(t)
@@ -456,6 +471,41 @@ func TestSlowUpstream(t *testing.T) {
 		g.want(helloPath+"v1.0.0."+k.String(), 504, "")
 	}
 	g.nothingStored()
+}
+
+// What was published between a look and a fetch is not fetched again.
+func TestPublishedMeanwhile(t *testing.T) {
+	g := newRig(t)
+	g.index.asked = func(string) {
+		g.index.asked = nil
+		g.index.commit(t, helloV.Path, helloV.Version)
+	}
+	g.want(helloPath+"v1.0.0.mod", 200, "module")
+	if n := len(g.up.Requests()); n > 0 {
+		t.Errorf("%d requests went upstream", n)
+	}
+}
+
+// What somebody else publishes is served at once, although it was said not to exist.
+func TestPublishedAfterMiss(t *testing.T) {
+	g := newRig(t)
+	m := module.Version{Path: helloV.Path, Version: "v1.5.0"}
+	g.want(helloPath+"v1.5.0.mod", 404, "")
+	g.index.commit(t, m.Path, m.Version)
+	g.want(helloPath+"v1.5.0.mod", 200, "")
+}
+
+// Bytes of the catalog that are not those of the manifest are not served, and it is no 404.
+func TestDamagedInline(t *testing.T) {
+	g := newRig(t)
+	g.index.commit(t, helloV.Path, helloV.Version)
+	for d := range g.index.inline {
+		g.index.inline[d] = []byte("module example.com/evil\n")
+	}
+	g.up.Down(true)
+	g.want(helloPath+"v1.0.0.mod", 503, "")
+	clear(g.index.inline)
+	g.want(helloPath+"v1.0.0.mod", 503, "")
 }
 
 // The number of fetches and of those that wait for one is bounded; what is held does not wait behind them.

@@ -27,13 +27,10 @@ func (m *Mirror) askList(ctx context.Context, path string) (*seen, error) {
 	}
 	versions := artifact.ParseList(body, path)
 	at := time.Now()
-	m.makeKnown(ctx, path, func(l *artifact.Listing) bool {
-		if !l.Listed.IsZero() && slices.Equal(l.Versions, versions) || len(body) > maxListing {
-			return false
-		}
-		l.Versions, l.Listed = versions, at.UTC().Truncate(time.Second)
-		return true
-	})
+	if len(body) <= maxListing {
+		half := artifact.Listing{Path: path, Versions: versions, Listed: at.UTC().Truncate(time.Second)}
+		m.makeKnown(ctx, half, func(l artifact.Listing) bool { return !l.Listed.IsZero() && slices.Equal(l.Versions, versions) })
+	}
 	return m.union(ctx, path, versions, at)
 }
 
@@ -108,13 +105,8 @@ func (m *Mirror) askLatest(ctx context.Context, path string) (*seen, error) {
 		return nil, fmt.Errorf("latest of %s: %w", path, err)
 	}
 	at := time.Now()
-	m.makeKnown(ctx, path, func(l *artifact.Listing) bool {
-		if bytes.Equal(l.Latest, info) {
-			return false
-		}
-		l.Latest, l.Latested = info, at.UTC().Truncate(time.Second)
-		return true
-	})
+	half := artifact.Listing{Path: path, Latest: info, Latested: at.UTC().Truncate(time.Second)}
+	m.makeKnown(ctx, half, func(l artifact.Listing) bool { return bytes.Equal(l.Latest, info) })
 	return &seen{answer: newAnswer(info, typeJSON, shortCached, ""), at: at}, nil
 }
 

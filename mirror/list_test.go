@@ -141,6 +141,7 @@ func TestList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &lister{}, newMemIndex())
 		b.set("v1.10.0\nv1.2.0 2020-01-01T00:00:00Z\nv2.0.0\nv2.0.0+incompatible\nrubbish\nv1.0.0-20200101000000-0123456789ab\nv1.2.0\n", "", nil, 0)
+		b.index.commit(t, "example.com/m", "v1.2.0")
 		b.index.commit(t, "example.com/m", "v1.3.0")
 		b.index.commit(t, "example.com/m", "v1.0.0-20210101000000-0123456789ab")
 		b.want(listOf, 200, "v1.2.0\nv1.3.0\nv1.10.0\nv2.0.0+incompatible\n")
@@ -155,6 +156,7 @@ func TestList(t *testing.T) {
 		// Upstream deleted it, and it is still listed, because it is still here.
 		time.Sleep(2 * time.Minute)
 		b.want(listOf, 200, "v1.2.0\nv1.3.0\nv1.10.0\nv2.0.0+incompatible\n")
+		b.want("/example.com/tagless/@v/list", 404, "") // nothing of it was published
 		// HTML is not a list without versions.
 		b.set("<!doctype html>\n", "", nil, 0)
 		b.want("/example.com/portal/@v/list", 502, "")
@@ -281,6 +283,24 @@ func TestListAfterPublish(t *testing.T) {
 	if n := g.up.Count(helloPath + "list"); n != 1 {
 		t.Errorf("upstream asked %d times", n)
 	}
+}
+
+// A version that is published while a list is made is in that list.
+func TestPublishDuringList(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &lister{}, newMemIndex())
+		b.set("v1.0.0\n", "", nil, 0)
+		b.index.asked = func(what string) {
+			if what == "versions" {
+				b.index.asked = nil
+				b.index.commit(t, "example.com/m", "v1.1.0")
+				b.published(t.Context(), module.Version{Path: "example.com/m", Version: "v1.1.0"})
+			}
+		}
+		b.want(listOf, 200, "v1.0.0\n") // it was asked for before
+		b.want(listOf, 200, "v1.0.0\nv1.1.0\n")
+		b.asked(1)
+	})
 }
 
 // PROTOCOL 3: @latest is upstream's word, or the last one, or the newest that was published.

@@ -36,7 +36,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,7 +57,7 @@ type Index interface {
 	// Publish adds p and returns the merged manifest once it is committed and applied here: the winner, if somebody
 	// published the same artifact before. An error matches artifact.ErrConflict, ErrRefused or ErrUnavailable.
 	Publish(ctx context.Context, p artifact.Publication) (artifact.Manifest, error)
-	// Listing returns what PublishListing made known last.
+	// Listing returns what PublishListing made known last, and PublishListing replaces the halves that have a time.
 	Listing(ctx context.Context, path string) (artifact.Listing, error)
 	PublishListing(ctx context.Context, l artifact.Listing) error
 }
@@ -128,7 +127,6 @@ type Mirror struct {
 	list     *topic
 	latest   *topic
 	queries  *cache[*answer] // by path@query
-	files    stripes         // serialises writers of the two halves of a Listing
 
 	flights  *flights
 	small    chan struct{} // slots of fetches that are no zips
@@ -202,27 +200,4 @@ func (m *Mirror) Drain() { m.draining.Store(true) }
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
 	return m.flights.close(ctx)
-}
-
-// stripes is a set of locks that are taken by name and can be waited for with a context.
-type stripes struct {
-	once  sync.Once
-	locks [64]chan struct{}
-}
-
-// lock waits for the lock of name and returns how to release it.
-func (s *stripes) lock(ctx context.Context, name string) (unlock func(), err error) {
-	s.once.Do(func() {
-		for i := range s.locks {
-			s.locks[i] = make(chan struct{}, 1)
-		}
-	})
-	d := artifact.DigestOf([]byte(name))
-	l := s.locks[d[0]%64]
-	select {
-	case l <- struct{}{}:
-		return func() { <-l }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }

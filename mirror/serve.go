@@ -147,7 +147,7 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	if got.file == nil {
 		a := newAnswer(got.small, contentType, immutable, etag)
 		// Only under the two spellings that clients use, or one object could fill the memory.
-		if p := req.Path(); !req.CachedOnly && (path == p || path == strings.ReplaceAll(p, "!", "%21")) {
+		if p := req.Path(); path == p || path == strings.ReplaceAll(p, "!", "%21") {
 			m.hot.put(path, &hotAnswer{*a, w.class}, a.cost()+int64(len(path)), 0)
 		}
 		sendAnswer(w, r, a)
@@ -232,7 +232,6 @@ func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, 
 		if err != nil {
 			return brought{}, m.forget(key, err)
 		}
-		m.negative.drop(key)
 		return brought{man, small}, nil
 	})
 	if err != nil {

@@ -214,28 +214,19 @@ func orNotExist(err error) error {
 	return errNothing
 }
 
-// lists and infos of this size or more are not made known to the catalog: a Raft entry should be smaller.
+// maxListing bounds a list that is made known to the catalog, in bytes: a Raft entry should not be larger.
 const maxListing = 256 << 10
 
-// makeKnown changes one half of what the catalog knows of path, if change says that it differs.
-func (m *Mirror) makeKnown(ctx context.Context, path string, change func(*artifact.Listing) bool) {
-	err := func() error {
-		unlock, err := m.files.lock(ctx, path)
-		if err != nil {
-			return err
-		}
-		defer unlock()
-		l, err := m.config.Index.Listing(ctx, path)
-		if err != nil && !isAbsent(err) {
-			return err
-		}
-		l.Path = path
-		if !change(&l) {
-			return nil
-		}
-		return m.config.Index.PublishListing(ctx, l)
-	}()
+// makeKnown tells the catalog one half of what is known of a path, unless that is what it knows already.
+func (m *Mirror) makeKnown(ctx context.Context, half artifact.Listing, same func(known artifact.Listing) bool) {
+	known, err := m.config.Index.Listing(ctx, half.Path)
+	if err == nil && same(known) {
+		return
+	}
+	if err == nil || isAbsent(err) {
+		err = m.config.Index.PublishListing(ctx, half)
+	}
 	if err != nil { // it is served anyway; only another node, or an offline one, will not know
-		m.log.Info("cannot make a list known to the catalog", "module", path, "err", err)
+		m.log.Info("cannot make a list known to the catalog", "module", half.Path, "err", err)
 	}
 }
