@@ -151,7 +151,7 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 // headerTimeout returns how long to wait for the header.
 func (s *site) headerTimeout(ctx context.Context, q question) time.Duration {
 	if end, ok := ctx.Deadline(); ok && q.patient {
-		return max(time.Until(end), s.c.HeaderTimeout)
+		return time.Until(end) + time.Second // ctx ends first
 	}
 	return s.c.HeaderTimeout
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -205,13 +206,60 @@ func TestBrokenBodies(t *testing.T) {
 	}
 }
 
-// A body that is longer than declared cannot come over net/http, but over another transport.
-func TestBodyLongerThanDeclared(t *testing.T) {
+// What net/http would notice is noticed with any transport.
+func TestBodyIsNotAsDeclared(t *testing.T) {
+	for _, declared := range []int64{3, 5} {
+		l := parse(t, "https://a.example", Config{Transport: answer200("four", declared)})
+		_, err := fetch(t, l, anyModule, artifact.Zip)
+		checkMatches(t, "another length than declared", err, "unavailable")
+	}
+}
+
+// A time-out below us, as of a dialer, is a time-out.
+func TestNetworkTimeout(t *testing.T) {
 	l := parse(t, "https://a.example", Config{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200, ContentLength: 3, Body: io.NopCloser(strings.NewReader("more"))}, nil
+		return nil, os.ErrDeadlineExceeded
 	})})
-	_, err := fetch(t, l, anyModule, artifact.Zip)
-	checkMatches(t, "longer than declared", err, "unavailable")
+	_, err := l.Versions(t.Context(), anyModule.Path)
+	checkMatches(t, "dial", err, "unavailable", "deadline")
+}
+
+// What declares to be too large is not even looked at.
+func TestTooLargeIsNotAccepted(t *testing.T) {
+	l := parse(t, "https://a.example", Config{Transport: answer200("", artifact.MaxZip+1)})
+	err := l.Fetch(t.Context(), anyModule, artifact.Zip, func(io.Reader, int64, string) error {
+		t.Error("accept is called")
+		return nil
+	})
+	checkMatches(t, "too large", err, "malformed")
+}
+
+func answer200(body string, size int64) http.RoundTripper {
+	return roundTrip(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, ContentLength: size, Body: io.NopCloser(strings.NewReader(body))}, nil
+	})
+}
+
+// Where only the host's name can be checked, as behind a proxy, that is checked; credentials in a location are dropped.
+func TestRedirectsByName(t *testing.T) {
+	for location, ok := range map[string]bool{
+		"https://b.example/x": true, "https://u:p@b.example": true, "/x": true, "https://8.8.8.8": true, "https://127.0.0.1": false,
+		"https://localhost": false, "https://x.LOCALHOST.": false, "https://10.0.0.1": false, "https://[fd00::1]": false, "https://[::1]:8443": false,
+	} {
+		n := 0
+		l := parse(t, "https://a.example", Config{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			if n++; n == 1 {
+				return &http.Response{StatusCode: 307, Header: http.Header{"Location": {location}}, Body: http.NoBody}, nil
+			}
+			if r.URL.User != nil {
+				t.Errorf("%s: credentials are kept", location)
+			}
+			return &http.Response{StatusCode: 200, Body: http.NoBody}, nil
+		})})
+		if _, err := l.Latest(t.Context(), anyModule.Path); ok != (err == nil) || ok != (n == 2) {
+			t.Errorf("%s: %d requests, %v", location, n, err)
+		}
+	}
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)
@@ -219,11 +267,11 @@ type roundTrip func(*http.Request) (*http.Response, error)
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // hang is a transport that answers nothing, or a header and then nothing, until the request's context ends.
-func hang(header bool, asked *[]string) http.RoundTripper {
+func hang(header bool, asked *[]time.Time) http.RoundTripper {
 	var mu sync.Mutex
 	return roundTrip(func(r *http.Request) (*http.Response, error) {
 		mu.Lock()
-		*asked = append(*asked, r.URL.Host)
+		*asked = append(*asked, time.Now())
 		mu.Unlock()
 		if header {
 			return &http.Response{StatusCode: 200, ContentLength: -1, Body: hanging{r.Context()}}, nil
@@ -258,7 +306,7 @@ func TestTimeouts(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var asked []string
+				var asked []time.Time
 				l, err := Parse(tt.goproxy, Config{Transport: hang(tt.header, &asked)})
 				if err != nil {
 					t.Fatal(err)
@@ -274,6 +322,9 @@ func TestTimeouts(t *testing.T) {
 				checkMatches(t, tt.name, err, "unavailable", "deadline")
 				if took := time.Since(begin); took != tt.want || len(asked) != tt.asked {
 					t.Errorf("took %v and asked %d, want %v and %d", took, len(asked), tt.want, tt.asked)
+				}
+				if tt.asked == 2 && asked[1].Sub(begin) != 30*time.Second {
+					t.Errorf("the second was asked after %v", asked[1].Sub(begin))
 				}
 			})
 		})
@@ -471,7 +522,7 @@ func TestSlotsComeBack(t *testing.T) {
 // Nothing runs on after Close: a bubble of synctest does not end while one of its goroutines lives.
 func TestNothingRunsOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var asked []string
+		var asked []time.Time
 		l, err := Parse("https://a.example", Config{Transport: hang(true, &asked)})
 		if err != nil {
 			t.Fatal(err)

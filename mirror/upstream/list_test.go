@@ -234,8 +234,15 @@ func TestRefusalGoesOnAndIsTheResult(t *testing.T) {
 			second.Heal()
 		}
 	}
+	second.Tamper(m, artifact.Mod, func([]byte) []byte { return []byte("evil, too") })
+	err := parse(t, liar.URL()+","+second.URL(), Config{}).Fetch(t.Context(), m, artifact.Mod, func(_ io.Reader, _ int64, source string) error {
+		return fmt.Errorf("from %s: %w", source, artifact.ErrRefused)
+	})
+	if err == nil || !strings.Contains(err.Error(), "from "+liar.URL()) {
+		t.Errorf("of two refusals the first is lost: %v", err)
+	}
 	second.Status("/", 404, "")
-	err := parse(t, second.URL()+","+liar.URL()+",off", Config{}).Fetch(t.Context(), m, artifact.Mod, func(io.Reader, int64, string) error { return artifact.ErrRefused })
+	err = parse(t, second.URL()+","+liar.URL()+",off", Config{}).Fetch(t.Context(), m, artifact.Mod, func(io.Reader, int64, string) error { return artifact.ErrRefused })
 	checkMatches(t, "refused between 404 and off", err, "refused")
 }
 
@@ -335,8 +342,11 @@ func TestFileTrees(t *testing.T) {
 	checkMatches(t, fmt.Sprintf("a link out of the tree (%q)", b), err, "unavailable")
 	_, err = fetch(t, l, module.Version{Path: m.Path, Version: "v3.0.0"}, artifact.Mod)
 	checkMatches(t, "a directory", err, "malformed")
-	_, err = l.Versions(t.Context(), "example.com/!hello/@v/v1.0.0.mod/x")
-	checkMatches(t, "a path that cannot be", err, "notexist")
+	if err := os.WriteFile(filepath.Join(tree, "example.com", "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Versions(t.Context(), "example.com/file/x")
+	checkMatches(t, "a file where a directory should be", err, "notexist")
 	if err := os.RemoveAll(tree); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -54,6 +56,17 @@ func TestRedirectsReachNoFurtherInside(t *testing.T) {
 	resp, ceiling, err := n.roundTrip(req())
 	if err != nil || ceiling != loopback {
 		t.Fatalf("roundTrip: ceiling %d, %v", ceiling, err)
+	}
+	resp.Body.Close()
+
+	// A name gives nothing away; the address that it led to does.
+	n.open = &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+	}}
+	named := req()
+	named.URL.Host = "modules.example"
+	if resp, ceiling, err = n.roundTrip(named); err != nil || ceiling != loopback {
+		t.Fatalf("roundTrip by name: ceiling %d, %v", ceiling, err)
 	}
 	resp.Body.Close()
 	if resp, err = n.roundTripBelow(req(), ceiling); err != nil {
