@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -205,6 +206,12 @@ func TestCheckZipNamesTheOffender(t *testing.T) {
 		{"zip64 with a negative count", edit64(func(b []byte) { b[end+31], b[end+39] = 0x80, 0x80 }), ""},
 		{"zip64 with a negative length", edit64(func(b []byte) { b[end+47] = 0x80 }), ""},
 		{"two disks", edit(func(b []byte) { b[end+4] = 1 }), "disk"},
+		{"shorter name in the local header", edit(func(b []byte) { b[26]--; b[28]++ }), "another name"},
+		{"junk behind the directory", slices.Concat(good[:end], []byte("junk"), good[end:]), "does not end"},
+		{"entry on another disk", edit(func(b []byte) { b[central+34]++ }), "entry 0"},
+		{"zip64 locator of another disk", edit64(func(b []byte) { b[end+56+4]++ }), "zip64"},
+		{"zip64 end of another disk", edit64(func(b []byte) { b[end+16]++ }), "zip64"},
+		{"other count for this disk", edit(func(b []byte) { b[end+8]++ }), "disk"},
 		{"count too small", edit(func(b []byte) { b[end+8]--; b[end+10]-- }), "between"},
 		{"count too large", edit(func(b []byte) { b[end+8]++; b[end+10]++ }), "cut short"},
 		{"large directory", edit(func(b []byte) { le.PutUint32(b[end+12:], 64<<20) }), "33554432"},
@@ -228,7 +235,7 @@ func deep(n int) (list []mirrortest.Entry) {
 
 // moveDirectory puts bytes between the last entry and the directory.
 func moveDirectory(b []byte) []byte {
-	const junk = "junk"
+	const junk = "as long as a CRC" // a data descriptor has 16 bytes, but nothing announces one
 	central, end := bytes.Index(b, []byte("PK\x01\x02")), len(b)-22
 	out := append(bytes.Clone(b[:central]), junk...)
 	out = append(out, b[central:]...)
@@ -264,14 +271,23 @@ func TestLyingZipCostsNothing(t *testing.T) {
 	central := bytes.LastIndex(b, []byte("PK\x01\x02"))
 	binary.LittleEndian.PutUint32(b[central+24:], 10)
 	f := open(t, b)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	start := time.Now()
-	sums, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
-	took := time.Since(start)
-	runtime.ReadMemStats(&after)
-	refused(t, "lie", sums, err, "not the 10 bytes")
-	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 || took > time.Second {
+	cost := func() (time.Duration, uint64) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start := time.Now()
+		sums, err := artifact.CheckZip(t.Context(), f, int64(len(b)), hello)
+		took := time.Since(start)
+		runtime.ReadMemStats(&after)
+		refused(t, "lie", sums, err, "not the 10 bytes")
+		return took, after.TotalAlloc - before.TotalAlloc
+	}
+	took, n := cost()
+	for range 4 {
+		if again, _ := cost(); again < took {
+			took = again // the machine has other things to do, too
+		}
+	}
+	if n > 8<<20 || took > time.Second {
 		t.Errorf("a lying zip of %d bytes costs %v and %d bytes of memory", len(b), took, n)
 	}
 }
