@@ -354,6 +354,19 @@ func TestQueryAges(t *testing.T) {
 	})
 }
 
+// What is fetched ends with its budget, although the client would wait longer.
+func TestFetchBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &lister{}, newMemIndex())
+		b.set("", "", nil, time.Hour)
+		start := time.Now()
+		b.want("/example.com/m/@v/main.info", 504, "")
+		if d := time.Since(start); d != 150*time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
 // brokenIndex is a catalog that cannot answer.
 type brokenIndex struct{ *memIndex }
 
