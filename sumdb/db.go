@@ -202,7 +202,8 @@ func (db *DB) end() {
 // Record returns what the database says of m: the committed record, or one found and verified now. Its proof is then
 // against a committed head, and every tile that a client without any state needs to verify it is held durably.
 //
-// An error matches [fs.ErrNotExist] if the database does not know m, [artifact.ErrPolicy] if m is private,
+// An error matches [fs.ErrNotExist] if the database does not know m, [artifact.ErrPolicy] if m is private
+// or nothing that a database can know,
 // [artifact.ErrRefused] if a check failed, [artifact.ErrMalformed] if a source talks rubbish, [artifact.ErrUnavailable] if
 // nobody can say now or the database is frozen by a fork, and [context.DeadlineExceeded] if the budget is spent.
 func (db *DB) Record(ctx context.Context, m module.Version) (artifact.Record, error) {

@@ -44,7 +44,7 @@
 // one, above all offline. Of the committed heads A below the newest head N, the anchor is the newest with A>>16 < N>>16
 // (its edge tiles of level 0 and 1 are full) and the deep anchor the newest with A>>24 < N>>24 (level 2 too). An answer
 // takes the deep anchor if it covers the record, else the anchor, else the newest head, and of these the first whose
-// tiles are held here.
+// tiles are held here; if none of them will do, an older head whose tiles are.
 //
 // # If the process dies
 //

@@ -201,6 +201,13 @@ func wantFrozen(t *testing.T, l *lab, kept module.Version) {
 		t.Error(err)
 	}
 	l.src.AnswerAs(nil)
+	for n := range int64(2) { // no tile of the fork took the place of one of ours
+		b, err := l.tiles.Tile(tileAtW(0, n, 66))
+		good, err2 := l.src.Get(t.Context(), fmt.Sprintf("/tile/8/0/%03d.p/66", n), tileBytes)
+		if err != nil || err2 != nil || !bytes.Equal(b, good) {
+			t.Errorf("tile 0/%d: %v, %v, equal %v", n, err, err2, bytes.Equal(b, good))
+		}
+	}
 	fresh := mv("example.com/fresh@v1.0.0")
 	l.add(fresh)
 	if _, err := l.Record(t.Context(), fresh); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "two histories") {
@@ -219,13 +226,6 @@ func wantFrozen(t *testing.T, l *lab, kept module.Version) {
 	}
 	if s, err := l.Status(t.Context()); err != nil || !s.Forked || s.Size != 322 {
 		t.Errorf("Status = %+v, %v", s, err)
-	}
-	for n := range int64(2) { // no tile of the fork took the place of one of ours
-		b, err := l.tiles.Tile(tileAtW(0, n, 66))
-		good, err2 := l.src.Get(t.Context(), fmt.Sprintf("/tile/8/0/%03d.p/66", n), tileBytes)
-		if err != nil || err2 != nil || !bytes.Equal(b, good) {
-			t.Errorf("tile 0/%d: %v, %v, equal %v", n, err, err2, bytes.Equal(b, good))
-		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
 	"modmirror/sumdb/sumdbtest"
@@ -390,5 +391,94 @@ func TestRecordOfNonsense(t *testing.T) {
 	}
 	if n := l.src.Count(""); n != 0 {
 		t.Errorf("%d requests, want none", n)
+	}
+}
+
+// Of several sources' errors the one counts that says most, in whatever order they are asked.
+func TestWorstErrorCounts(t *testing.T) {
+	errs := []error{fs.ErrNotExist, errors.New("other"), artifact.ErrUnavailable, context.DeadlineExceeded, artifact.ErrMalformed, artifact.ErrRefused}
+	for i, a := range errs {
+		if worse(nil, a) != a {
+			t.Errorf("worse(nil, %v) = %v", a, worse(nil, a))
+		}
+		for _, b := range errs[i:] {
+			if worse(a, b) != b || worse(b, a) != b {
+				t.Errorf("worse(%v, %v) = %v, %v", a, b, worse(a, b), worse(b, a))
+			}
+		}
+	}
+	src := sumdbtest.New("sum.example.com")
+	add(src, hello)
+	liar, down := src.Fork(1), src.Fork(1)
+	liar.Lie(sumdbtest.Lies{WrongKey: true})
+	down.Lie(sumdbtest.Lies{Down: true})
+	for _, c := range []Config{{Proxies: []Source{liar}, Direct: down}, {Direct: liar, Proxies: []Source{down}}} {
+		c.Key, c.Catalog = src.Key(), sumdbtest.NewCatalog(src.Key())
+		if _, err := open(t, c).Record(t.Context(), hello); statusOf(err) != http.StatusForbidden {
+			t.Errorf("Record: %v", err)
+		}
+	}
+}
+
+// rude is a source that has only full tiles, and does not keep to limits.
+type rude struct{ *sumdbtest.Database }
+
+func (r rude) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	if strings.Contains(path, "001.p/") {
+		return nil, fs.ErrNotExist
+	}
+	b, err := r.Database.Get(ctx, path, 1<<30)
+	if err == nil && strings.HasPrefix(path, "/lookup/example.com/other@") {
+		b = append(b, make([]byte, maxLookup)...)
+	}
+	return b, err
+}
+
+// A partial tile is cut from the full one if a source has only that; a body that is too long is refused by whoever is first.
+func TestRudeSource(t *testing.T) {
+	l := newLab(t, 300, nil)
+	l.add(hello)
+	if _, err := l.bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.src.Grow(500)
+	l.add(mv("example.com/other@v1.0.0"))
+	db := open(t, Config{Key: l.Key, Catalog: l.cat, Direct: rude{l.src}})
+	want(t, db, hello)
+	if _, err := db.Record(t.Context(), mv("example.com/other@v1.0.0")); !errors.Is(err, artifact.ErrMalformed) {
+		t.Errorf("Record: %v", err)
+	}
+}
+
+// A tile in the store that is well-formed and wrong is passed over and replaced.
+func TestWrongTileInStore(t *testing.T) {
+	l := newLab(t, 3000, nil)
+	kept := l.seed(t, "kept")
+	if err := l.tiles.Put([]tlog.Tile{tileAt(0, 3)}, [][]byte{make([]byte, tileBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	h, _ := l.committed(t.Context())
+	v := &view{db: l.DB, ctx: t.Context(), tree: h.Tree, online: true}
+	if _, err := v.ReadHashes([]int64{tlog.StoredHashIndex(0, 3<<8)}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := openTiles(t, l.tiles.root.Name()).Tile(tileAt(0, 3)); err != nil || bytes.Equal(b, make([]byte, tileBytes)) {
+		t.Errorf("tile is not replaced, %v", err)
+	}
+	r, _ := l.Record(t.Context(), kept)
+	if err := CheckOffline(l.tiles, h.Tree, r); err != nil {
+		t.Error(err)
+	}
+	for what, change := range map[string]func(*artifact.Record){
+		"proof": func(r *artifact.Record) { r.Proof = r.Proof[1:] },
+		"text":  func(r *artifact.Record) { r.Text = append([]byte("x"), r.Text...) },
+		"id":    func(r *artifact.Record) { r.ID-- },
+		"range": func(r *artifact.Record) { r.ID = h.N },
+	} {
+		bad := r
+		change(&bad)
+		if err := CheckOffline(l.tiles, h.Tree, bad); err == nil {
+			t.Errorf("CheckOffline with another %s: no error", what)
+		}
 	}
 }

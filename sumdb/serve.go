@@ -88,9 +88,21 @@ func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
 func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
 	defer cancel()
-	h, err := db.ensureHead(ctx)
+	now, err := db.ensureHead(ctx)
 	if err != nil {
 		return absence(err)
+	}
+	h, err := db.heldHead(ctx, now, func(h head) error { // a head whose own edge this node can serve
+		if !db.edgeHeld(ctx, h, h, false) {
+			return errNotHeld
+		}
+		return nil
+	})
+	if err != nil && !db.edgeHeld(ctx, now, now, true) {
+		return err
+	}
+	if err != nil {
+		h = now
 	}
 	w.Header().Set("Cache-Control", cacheLatest)
 	xsumdb.NewServer(ops{head: h}).ServeHTTP(w, r)
@@ -146,19 +158,33 @@ func (db *DB) compose(ctx context.Context, m module.Version) (composed, error) {
 		return composed{}, absence(err)
 	}
 	c := composed{record: record, newest: now.N}
-	for _, online := range []bool{false, true} {
-		if c.head, err = db.headToServe(ctx, record, now, online); err == nil {
-			c.record.Proof = nil // nobody asks for it here
-			db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
-			return c, nil
-		}
+	if c.head, err = db.headToServe(ctx, record, now); err != nil {
+		return composed{}, fmt.Errorf("answer for %s: %w", m, absence(err))
 	}
-	return composed{}, fmt.Errorf("answer for %s: %w", m, absence(err))
+	c.record.Proof = nil // nobody asks for it here
+	db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
+	return c, nil
 }
 
 // headToServe returns the head to answer record with: the deep anchor, the anchor, or now, the newest head. It is one with
-// which a client without any state gets all it needs from this node, tried out as such a client would.
-func (db *DB) headToServe(ctx context.Context, record artifact.Record, now head, online bool) (head, error) {
+// which a client without any state gets all it needs from this node, tried out as such a client would. What the store has
+// comes first, even if an older head than these has to do; then what the sources have.
+func (db *DB) headToServe(ctx context.Context, record artifact.Record, now head) (head, error) {
+	h, err := db.bestHead(ctx, record, now, false)
+	if err == nil {
+		return h, nil
+	}
+	h, err = db.heldHead(ctx, now, func(h head) error {
+		_, err := db.prove(ctx, h, record, false)
+		return err
+	})
+	if err == nil {
+		return h, nil
+	}
+	return db.bestHead(ctx, record, now, true)
+}
+
+func (db *DB) bestHead(ctx context.Context, record artifact.Record, now head, online bool) (head, error) {
 	for _, bits := range []uint{deepBits, anchorBits} {
 		a, err := db.anchor(ctx, now, bits)
 		if err != nil || record.ID >= a.N {
@@ -174,6 +200,23 @@ func (db *DB) headToServe(ctx context.Context, record artifact.Record, now head,
 	}
 	_, err := db.prove(ctx, now, record, online)
 	return now, err
+}
+
+// heldHead returns the newest committed head, of now and a few before it, for which held finds the tiles that it wants.
+// Another node may have moved the head since this one last held all of its tiles.
+func (db *DB) heldHead(ctx context.Context, now head, held func(head) error) (head, error) {
+	h, err := now, held(now)
+	for range 16 {
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		older, err2 := db.committedBelow(ctx, h.N)
+		if err2 != nil {
+			break
+		}
+		h, err = older, held(older)
+	}
+	return h, err
 }
 
 func (db *DB) serveTile(w http.ResponseWriter, r *http.Request) error {

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/sumdb/sumdbtest"
 )
@@ -185,12 +186,13 @@ func TestComposedAnswersFollowTheHead(t *testing.T) {
 	if w := get(t, l, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n301\n") {
 		t.Fatalf("%s", w.Body)
 	}
+	l.seed(t, "second") // 302
 	l.src.Grow(65536)
 	l.seed(t, "newer")
-	if w := get(t, l, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n301\n") { // the anchor now
+	if w := get(t, l, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n302\n") { // the anchor now
 		t.Errorf("%s", w.Body)
 	}
-	if w := get(t, l, "/lookup/example.com/newer@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n65838\n") {
+	if w := get(t, l, "/lookup/example.com/newer@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n65839\n") {
 		t.Errorf("%s", w.Body)
 	}
 	// The client's tree is newer than anything that the mirror has; its own right edge is in its cache.
@@ -205,7 +207,7 @@ func TestComposedAnswersFollowTheHead(t *testing.T) {
 		}
 	}
 	wantLines(t, c, kept)
-	if !strings.Contains(string(c.latest), "tree\n131374\n") {
+	if !strings.Contains(string(c.latest), "tree\n131375\n") {
 		t.Errorf("client's tree: %s", c.latest)
 	}
 }
@@ -464,5 +466,72 @@ func TestSet(t *testing.T) {
 	}
 	if _, err := (&Set{}).Record(t.Context(), both); statusOf(err) != http.StatusServiceUnavailable {
 		t.Errorf("empty set: %v", err)
+	}
+}
+
+// Another node moved the head, and this one, which cannot reach a source, lacks the tiles of the new one: it answers with
+// what it holds.
+func TestNodeBehind(t *testing.T) {
+	l := newLab(t, 300, nil)
+	kept := l.seed(t, "kept") // 301
+	behind := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: openTiles(t, l.tiles.root.Name())})
+	l.DB = open(t, Config{Key: l.src.Key(), Catalog: l.cat, Direct: l.src}) // with another store
+	l.src.Grow(300)
+	l.seed(t, "second") // 602
+	l.src.Grow(65536)
+	l.seed(t, "newer") // 66139
+	wantLines(t, newGoClient(behind, l.Key, nil), kept)
+	if w := get(t, behind, "/latest"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "tree\n301\n") {
+		t.Errorf("latest: %d %s", w.Code, w.Body)
+	}
+	if w := get(t, behind, "/lookup/example.com/newer@v1.0.0"); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("lookup: %d %s", w.Code, w.Body)
+	}
+	online := open(t, Config{Key: l.Key, Catalog: l.cat, Direct: l.src})
+	for path, want := range map[string]string{"/latest": "tree\n66139\n", "/lookup/example.com/kept@v1.0.0": "tree\n602\n"} {
+		if w := get(t, online, path); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+// An anchor is preferred only while its edge is held in the shape of the newest head; else the newest does as well.
+func TestAnchorWithoutEdge(t *testing.T) {
+	l := newLab(t, 300, nil)
+	kept := l.seed(t, "kept") // 301: the edge is tile 0/001.p/45
+	l.src.Grow(65536)
+	l.seed(t, "newer") // fetches tile 0/001 in full
+	l.DB = l.reopen(t, func(*Config) {})
+	path := keyOf(tileAt(0, 1)).path()
+	if err := l.tiles.root.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	narrow := openTiles(t, l.tiles.root.Name())
+	b, _ := l.src.Get(t.Context(), "/tile/8/0/001.p/45", tileBytes)
+	if err := narrow.Put([]tlog.Tile{tileAtW(0, 1, 45)}, [][]byte{b}); err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: narrow, Offline: true})
+	now, err := db.committed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := db.anchor(t.Context(), now, anchorBits)
+	if err != nil || a.N != 301 || db.edgeHeld(t.Context(), a, now, false) {
+		t.Errorf("anchor %d, %v: its edge is not held", a.N, err)
+	}
+	wantLines(t, newGoClient(db, l.Key, nil), kept)
+}
+
+// The policy of now counts, also for what was answered before.
+func TestPrivateLater(t *testing.T) {
+	var private atomic.Bool
+	l := newLab(t, 3, func(c *Config) { c.Private = func(string) bool { return private.Load() } })
+	l.add(hello)
+	for _, want := range []int{200, 403} {
+		if w := get(t, l, "/lookup/example.com/hello@v1.0.0"); w.Code != want {
+			t.Errorf("%d, want %d", w.Code, want)
+		}
+		private.Store(true)
 	}
 }
