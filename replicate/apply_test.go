@@ -271,6 +271,26 @@ func TestPublicationRefused(t *testing.T) {
 	}
 }
 
+// Of two infos the first wins; the bytes of the other are not kept.
+func TestSecondInfoLoses(t *testing.T) {
+	m := newMachine(t)
+	db := replicatetest.NewDatabase(t, "sum.example.org")
+	mod := db.AddModule("example.com/a", "v1.0.0", "module example.com/a\n")
+	m.apply(trustCommand{db.Key}, headCommand{Database: db.Name, Note: db.Head(1)})
+	first := db.Publication(mod, 1)
+	first.Manifest.Zip = artifact.Ref{}
+	second := db.Publication(mod, 1)
+	second.Info = []byte(`{"Version":"v1.0.0"}`)
+	second.Manifest.Info = artifact.RefOf(second.Info)
+	r := m.apply(publishCommand{first}, publishCommand{second})
+	if r[1].err != nil || r[1].manifest.Info != first.Manifest.Info || r[1].manifest.Zip != second.Manifest.Zip {
+		t.Errorf("second publication: %+v, want the first info and the new zip", r[1])
+	}
+	if _, err := m.catalog.Inline(t.Context(), second.Manifest.Info.Digest); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Inline(second info) = %v, want fs.ErrNotExist", err)
+	}
+}
+
 // A go.mod that is too large for the log is a blob: its digest is published, its bytes are elsewhere.
 func TestLargeGoModIsBlob(t *testing.T) {
 	m := newMachine(t)
@@ -356,6 +376,7 @@ func TestListing(t *testing.T) {
 		"twice":              {Path: "example.com/a", Versions: []string{"v1.2.0", "v1.2.0"}, Listed: when},
 		"pseudo-version":     {Path: "example.com/a", Versions: []string{"v0.0.0-20200101000000-abcdefabcdef"}, Listed: when},
 		"not canonical":      {Path: "example.com/a", Versions: []string{"v1.2"}, Listed: when},
+		"empty version":      {Path: "example.com/a", Versions: []string{""}, Listed: when},
 		"never seen list":    {Path: "example.com/a", Versions: l.Versions},
 		"never seen latest":  {Path: "example.com/a", Latest: info},
 		"latest is no info":  {Path: "example.com/a", Latest: []byte("{}"), Latested: when},

@@ -134,7 +134,7 @@ func checkListing(l artifact.Listing) error {
 		}
 	}
 	for i, v := range l.Versions {
-		if module.CanonicalVersion(v) != v || module.IsPseudoVersion(v) {
+		if !semver.IsValid(v) || module.CanonicalVersion(v) != v || module.IsPseudoVersion(v) {
 			return fmt.Errorf("listing of %s has the version %q, which does not belong there: %w", l.Path, v, artifact.ErrMalformed)
 		}
 		if i > 0 && compareVersions(l.Versions[i-1], v) >= 0 {

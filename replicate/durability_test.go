@@ -47,6 +47,18 @@ func TestRestart(t *testing.T) {
 	publish(t, n, db, "example.com/b", "v1.0.0")
 }
 
+// The only voter does not wait for others to be heard, neither at its first start nor later.
+func TestAloneLeadsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		n := openNode(t, Config{Dir: dir, HeartbeatTimeout: time.Minute}) // openNode waits 20 s
+		if err := n.TrustDatabase(t.Context(), replicatetest.NewDatabase(t, "sum.example.org").Key); err != nil && !errors.Is(err, artifact.ErrRefused) {
+			t.Error(err)
+		}
+		n.Close()
+	}
+}
+
 // A copy of the files at any moment is what a crash leaves, and has everything that was answered until then.
 func TestCrashCopies(t *testing.T) {
 	dir := t.TempDir()
@@ -247,12 +259,9 @@ func stopped(t *testing.T, n *Node, faults <-chan error, want artifact.Manifest,
 	if got, err := n.Manifest(t.Context(), want.Module); err != nil || !sameParts(got, want) {
 		t.Errorf("Manifest() after a fault = %+v, %v", got, err)
 	}
-	if st, err := n.Status(t.Context()); err != nil || st.Fault == "" {
-		t.Errorf("Status() after a fault = %+v, %v", st, err)
-	}
 	<-n.raftDone
-	if n.raft.State() != raft.Shutdown {
-		t.Errorf("raft is %v after a fault", n.raft.State())
+	if st, err := n.Status(t.Context()); err != nil || st.Fault == "" || st.Role != "shutdown" || st.Leader != "" {
+		t.Errorf("Status() after a fault = %+v, %v", st, err)
 	}
 	if err := n.Close(); err != nil {
 		t.Error(err)
@@ -286,6 +295,42 @@ func TestLogFault(t *testing.T) {
 	}
 }
 
+// Nothing reaches a disk that failed once, not even what would succeed.
+func TestLatch(t *testing.T) {
+	calls := make(chan error, 9)
+	l := newLatch(func(err error) { calls <- err })
+	f := &faulty{logBackend: raft.NewInmemStore()}
+	s := &logStore{logBackend: f, latch: l, limit: time.Minute}
+	if err := s.StoreLog(&raft.Log{Index: 1}); err != nil {
+		t.Fatal(err)
+	}
+	f.fail.Store(true)
+	if err := s.StoreLog(&raft.Log{Index: 2}); !errors.Is(err, errDisk) || !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("StoreLog on a failing disk: %v", err)
+	}
+	f.fail.Store(false)
+	for what, err := range map[string]error{
+		"StoreLogs":   s.StoreLogs([]*raft.Log{{Index: 2}}),
+		"DeleteRange": s.DeleteRange(1, 1),
+		"Set":         s.Set([]byte("k"), []byte("v")),
+		"SetUint64":   s.SetUint64([]byte("k"), 1),
+	} {
+		if !errors.Is(err, errDisk) {
+			t.Errorf("%s after a fault: %v, want the fault", what, err)
+		}
+	}
+	if n, _ := f.LastIndex(); n != 1 || f.writes.Load() != 2 {
+		t.Errorf("after the fault the log ends at %d, want 1", n)
+	}
+	l.trip(errors.New("another"))
+	if err := <-calls; !errors.Is(err, errDisk) {
+		t.Errorf("OnFault(%v), want the first fault", err)
+	}
+	if len(calls) > 0 {
+		t.Error("OnFault is called twice")
+	}
+}
+
 func TestHangingLog(t *testing.T) {
 	f, faults := &faulty{}, make(chan error, 9)
 	n := openNode(t, Config{Dir: t.TempDir(), OnFault: func(err error) { faults <- err }, wrapLog: withFaults(f), hung: 200 * time.Millisecond})
@@ -298,6 +343,7 @@ func TestHangingLog(t *testing.T) {
 	f.mu.Lock()
 	f.gate = gate
 	f.mu.Unlock()
+	f.fail.Store(true) // what comes of it in the end is of no interest any more
 	time.AfterFunc(time.Second, func() { close(gate) })
 	if _, err := n.Publish(t.Context(), p); !errors.Is(err, artifact.ErrUnavailable) {
 		t.Errorf("Publish on a hanging disk: %v, want ErrUnavailable", err)

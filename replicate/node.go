@@ -284,9 +284,13 @@ func (n *Node) ID() string { return n.id.Node }
 
 // Status returns what the node knows of itself. It asks nobody.
 func (n *Node) Status(ctx context.Context) (Status, error) {
-	st := Status{ID: n.id.Node, Role: roles[n.raft.State()]}
-	addr, leader := n.raft.LeaderWithID()
-	st.Leader, st.LeaderAddress = string(leader), string(addr)
+	st := Status{ID: n.id.Node, Role: "shutdown"}
+	select {
+	case <-n.raftDone: // raft itself may call itself a follower then
+	default:
+		addr, leader := n.raft.LeaderWithID()
+		st.Role, st.Leader, st.LeaderAddress = roles[n.raft.State()], string(leader), string(addr)
+	}
 	if info, err := os.Stat(logPath(n.config.Dir)); err == nil {
 		st.LogBytes = info.Size()
 	}

@@ -192,6 +192,9 @@ func TestManifestsCrossesPages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if seen[m.Module.Path] {
+			t.Errorf("Manifests() yields %s twice", m.Module)
+		}
 		seen[m.Module.Path] = true
 	}
 	if len(seen) != len(ms) {
