@@ -10,7 +10,11 @@
 // digests of the artifacts published so far. It grows part by part and never contradicts itself; see [Manifest.Merge].
 // A [Store] keeps the bytes of zips in a directory, by digest, durable once stored.
 //
-// This package imports the standard library and golang.org/x/mod only. Everything but the Store is a pure value.
+// What comes from outside is checked here, by functions that know nothing of where it came from: [CheckZip] decides
+// whether bytes are a module zip and computes their sum, [CanonicalInfo] gives an info the one form in which it is kept,
+// [ModSum] is the sum of a go.mod file, [ParseList] reads a version list. None of them compares a sum with a record.
+//
+// This package imports the standard library and golang.org/x/mod only. Everything but the Store and CheckZip is pure.
 package artifact
 
 import (

@@ -27,7 +27,7 @@ const (
 	MaxZipEntries   = 200_000
 	maxZipDirectory = 32 << 20 // bytes of the central directory
 	maxZipName      = 4096     // bytes of an entry's name: PATH_MAX of the systems that unpack it
-	maxZipNames     = 1 << 30  // sum over all entries of length times depth of the name: what x/mod's collision check costs
+	maxZipNames     = 1 << 28  // sum over all entries of length times depth of the name: what x/mod's collision check costs
 )
 
 // ZipFile is a zip to check: an [os.File] or a [Draft]. Its bytes are read through ReadAt, by several goroutines, and
