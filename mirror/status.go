@@ -103,14 +103,22 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	}
 }
 
-// private matches what an error of ours or of the standard library may say about the inside of a network or of a
-// machine: URLs, addresses with and without port, names with a port or being resolved, absolute file names.
-var private = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+]*://[^\s"]+` +
-	`|\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^\]\s]+)?\](:\d+)?` +
-	`|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b` +
-	`|\b(localhost|[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+):\d{1,5}\b` +
-	`|\blookup \S+( on \S+)?` +
-	`|(^|[\s"=(])/[^\s":]+/[^\s":]*`)
+// hidden is what an error of ours or of the standard library may say about the inside of a network or of a machine, and
+// what a stranger reads in its place.
+var hidden = []struct {
+	pattern *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+]*://[^\s"]*[^\s":;,.]`), "the upstream"},
+	{regexp.MustCompile(`\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^\]\s]+)?\](:\d+)?` + // IPv6
+		`|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b` + // IPv4
+		`|\b(localhost|[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+):\d{1,5}\b`), "(address)"},
+	{regexp.MustCompile(`\blookup \S+( on \(address\))?:`), "lookup:"}, // of net.DNSError
+	{regexp.MustCompile(`(^|[\s"=(])/[^\s":]+/[^\s":]*`), "${1}(file)"},
+	{regexp.MustCompile(`(the upstream: ){2,}`), "the upstream: "},
+	// What the status says already.
+	{regexp.MustCompile(`(: (` + fs.ErrNotExist.Error() + `|` + artifact.ErrUnavailable.Error() + `|` + artifact.ErrMalformed.Error() + `))+$`), ""},
+}
 
 // clean makes one line of s that is fit for a stranger's terminal: bounded, printable, without addresses.
 func clean(s string) string {
@@ -123,7 +131,10 @@ func clean(s string) string {
 		}
 		return r
 	}, cut(s, 4*maxReason))
-	return cut(private.ReplaceAllString(s, " (hidden)"), maxReason)
+	for _, h := range hidden {
+		s = h.pattern.ReplaceAllString(s, h.instead)
+	}
+	return cut(s, maxReason)
 }
 
 // cut returns at most n bytes of s, whole characters.
