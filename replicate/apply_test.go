@@ -95,9 +95,12 @@ func stripApplied(dump string) string {
 func TestNewestTreeHead(t *testing.T) {
 	m := newMachine(t)
 	db := records(t, 300)
-	z := replicatetest.NewDatabase(t, "sum.example.orga") // a neighbour in the bucket
-	z.Add("x\n")
-	m.apply(trustCommand{db.Key}, trustCommand{z.Key}, headCommand{Database: z.Name, Note: z.Head(1)}, headCommand{Database: db.Name, Note: db.Head(300)})
+	for _, neighbour := range []string{"sum.example.oa", "sum.example.orga"} { // in the bucket
+		z := replicatetest.NewDatabase(t, neighbour)
+		z.Add("x\n")
+		m.apply(trustCommand{z.Key}, headCommand{Database: z.Name, Note: z.Head(1)})
+	}
+	m.apply(trustCommand{db.Key}, headCommand{Database: db.Name, Note: db.Head(300)})
 	for _, n := range []int64{2, 255, 256} {
 		if err := m.one(headCommand{Database: db.Name, Note: db.Head(n), Base: 300, Proof: db.Prove(300, n)}); err != nil {
 			t.Fatal(err)
@@ -288,6 +291,12 @@ func TestSecondInfoLoses(t *testing.T) {
 	}
 	if _, err := m.catalog.Inline(t.Context(), second.Manifest.Info.Digest); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Inline(second info) = %v, want fs.ErrNotExist", err)
+	}
+	if again := m.apply(publishCommand{second})[0]; again.err != nil || again.manifest.Info != first.Manifest.Info {
+		t.Errorf("the same publication again: %+v, want what is committed", again)
+	}
+	if seq, _ := m.catalog.Root(); seq != 2 {
+		t.Errorf("%d changes, want 2", seq)
 	}
 }
 

@@ -219,3 +219,49 @@ func publishAll(tb testing.TB, n *Node, db *replicatetest.Database, ms []replica
 		}
 	}
 }
+
+func TestForkAtNode(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir()})
+	ctx := t.Context()
+	db := trusting(t, n)
+	mod := db.AddModule("example.com/a", "v1.0.0", "module example.com/a\n")
+	fork := db.Fork()
+	db.Add("left\n")
+	fork.Add("right\n")
+	advance(t, n, db)
+	if err := n.CommitTreeHead(ctx, db.Name, db.Head(2), 7, nil); err != nil {
+		t.Errorf("CommitTreeHead(known) = %v", err)
+	}
+	if err := n.CommitTreeHead(ctx, db.Name, db.Head(1), 7, nil); !errors.Is(err, artifact.ErrStale) {
+		t.Errorf("CommitTreeHead(wrong base) = %v, want ErrStale", err)
+	}
+	if err := n.CommitTreeHead(ctx, db.Name, db.Head(1), -1, nil); !errors.Is(err, artifact.ErrStale) {
+		t.Errorf("CommitTreeHead(negative base) = %v, want ErrStale", err)
+	}
+	if err := n.CommitTreeHead(ctx, db.Name, []byte("x"), 2, nil); !errors.Is(err, artifact.ErrRefused) {
+		t.Errorf("CommitTreeHead(no note) = %v, want ErrRefused", err)
+	}
+	if err := n.CommitTreeHead(ctx, db.Name, fork.Head(2), 2, nil); !errors.Is(err, artifact.ErrRefused) {
+		t.Errorf("CommitTreeHead(other history) = %v, want ErrRefused", err)
+	}
+	f, err := n.Fork(ctx, db.Name)
+	if err != nil || f.Check(verifierOf(t, db)) != nil {
+		t.Fatalf("Fork() = %v, %v, want evidence", f, err)
+	}
+	if st, _ := n.Status(ctx); !slices.Equal(st.Frozen, []string{db.Name}) || !slices.Equal(st.Databases, []string{db.Name}) {
+		t.Errorf("Status() = %+v, want %s frozen", st, db.Name)
+	}
+	p := db.Publication(mod, 2)
+	if _, err := n.Publish(ctx, p); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("Publish while frozen = %v, want ErrUnavailable", err)
+	}
+	if err := n.CommitFork(ctx, f); err != nil {
+		t.Errorf("CommitFork(known) = %v", err)
+	}
+	if err := n.AckFork(ctx, db.Name); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.Publish(ctx, p); err != nil {
+		t.Errorf("Publish after AckFork = %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 
 	"golang.org/x/mod/sumdb/note"
@@ -109,6 +110,9 @@ func (n *Node) CommitTreeHead(ctx context.Context, db string, msg []byte, base i
 		return err
 	}); err != nil || bad != nil || known {
 		return errors.Join(err, bad)
+	}
+	if base < 0 {
+		return fmt.Errorf("tree head of %s builds on %d records: %w", db, base, artifact.ErrStale)
 	}
 	_, err := n.propose(ctx, headCommand{Database: db, Note: msg, Base: base, Proof: proof})
 	return err
