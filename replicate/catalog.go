@@ -53,6 +53,8 @@ var (
 
 const catalogFormat = 1
 
+var mapSize int64 = 64 << 30 // see catalogOptions; not a constant, as it does not fit into an int of 32 bits
+
 // catalog is catalog.db, open. All its reads are local.
 type catalog struct {
 	path string
@@ -205,7 +207,7 @@ func catalogOptions(readOnly bool) *bbolt.Options {
 	opt.ReadOnly = readOnly
 	opt.NoStatistics = true
 	if runtime.GOOS == "linux" && strconv.IntSize == 64 && !readOnly {
-		opt.InitialMmapSize = 64 << 30
+		opt.InitialMmapSize = int(mapSize)
 	}
 	return &opt
 }
