@@ -108,7 +108,7 @@ func (m *Mirror) serveHome(w *response, r *http.Request) error {
 	}{Host: host, Style: template.CSS(pageCSS), Setup: setup, Version: m.config.Version,
 		Status: m.config.Status != nil, Metrics: m.config.MetricsHandler != nil, Offline: m.config.Upstream == nil}
 	if err := m.ready(r.Context(), false); err != nil {
-		data.Ready = clean(err.Error())
+		data.Ready = artifact.PublicText(err, maxReason)
 	}
 	var b bytes.Buffer
 	if err := m.page.html.Execute(&b, data); err != nil {

@@ -402,27 +402,3 @@ func TestStatusOf(t *testing.T) {
 		}
 	}
 }
-
-func TestClean(t *testing.T) {
-	for in, want := range map[string]string{
-		"checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=": "checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=",
-		"Get \"http://10.0.0.5:80/x\": dial tcp 10.0.0.5:80: refused": "Get \"the upstream\": dial tcp (address): refused",
-		"https://p.corp/a: https://p.corp/a/@v/list: 404 Not Found":   "the upstream: 404 Not Found",
-		"dial tcp: lookup proxy.corp on 10.0.0.2:53: no such host":    "dial tcp: lookup: no such host",
-		"dial tcp: lookup proxy.corp: no such host":                   "dial tcp: lookup: no such host",
-		"module lookup disabled by GOPROXY=off":                       "module lookup disabled by GOPROXY=off",
-		"dial tcp [::1]:443: refused":                                 "dial tcp (address): refused",
-		"write /var/lib/x/y: no space":                                "write (file): no space",
-		"m@v1.0.0: not held: file does not exist":                     "m@v1.0.0: not held",
-		"m@v1.0.0: quorum lost: unavailable: file does not exist":     "m@v1.0.0: quorum lost",
-		"example.com/m/v2@v2.0.0 zip: a\x1b[31m\nb":                   "example.com/m/v2@v2.0.0 zip: a[31m b",
-		"proxy.corp:8080 refused":                                     "(address) refused",
-	} {
-		if got := clean(in); got != want {
-			t.Errorf("clean(%q) = %q, want %q", in, got, want)
-		}
-	}
-	if got := clean(strings.Repeat("ä", 10000)); len(got) > maxReason {
-		t.Errorf("clean returns %d bytes", len(got))
-	}
-}

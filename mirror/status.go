@@ -6,10 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"regexp"
 	"strconv"
-	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"modmirror/mirror/artifact"
@@ -78,7 +75,7 @@ const (
 // inside a 500 stays inside: it is in the log under the id.
 func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	status := statusOf(err)
-	reason := clean(err.Error())
+	reason := artifact.PublicText(err, maxReason)
 	if status == http.StatusInternalServerError {
 		reason = "internal error"
 	}
@@ -101,40 +98,6 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write([]byte(body)) // a client that is gone needs no answer
 	}
-}
-
-// hidden is what an error of ours or of the standard library may say about the inside of a network or of a machine, and
-// what a stranger reads in its place.
-var hidden = []struct {
-	pattern *regexp.Regexp
-	instead string
-}{
-	{regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+]*://[^\s"]*[^\s":;,.]`), "the upstream"},
-	{regexp.MustCompile(`\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^\]\s]+)?\](:\d+)?` + // IPv6
-		`|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b` + // IPv4
-		`|\b(localhost|[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+):\d{1,5}\b`), "(address)"},
-	{regexp.MustCompile(`\blookup \S+( on \(address\))?:`), "lookup:"}, // of net.DNSError
-	{regexp.MustCompile(`(^|[\s"=(])/[^\s":]+/[^\s":]*`), "${1}(file)"},
-	{regexp.MustCompile(`(the upstream: ){2,}`), "the upstream: "},
-	// What the status says already.
-	{regexp.MustCompile(`(: (` + fs.ErrNotExist.Error() + `|` + artifact.ErrUnavailable.Error() + `|` + artifact.ErrMalformed.Error() + `))+$`), ""},
-}
-
-// clean makes one line of s that is fit for a stranger's terminal: bounded, printable, without addresses.
-func clean(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || r == '\r' {
-			return ' '
-		}
-		if r == utf8.RuneError || !unicode.IsGraphic(r) {
-			return -1
-		}
-		return r
-	}, cut(s, 4*maxReason))
-	for _, h := range hidden {
-		s = h.pattern.ReplaceAllString(s, h.instead)
-	}
-	return cut(s, maxReason)
 }
 
 // cut returns at most n bytes of s, whole characters.

@@ -1,0 +1,34 @@
+package artifact
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestPublicText(t *testing.T) {
+	for in, want := range map[string]string{
+		"checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=": "checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=",
+		"Get \"http://10.0.0.5:80/x\": dial tcp 10.0.0.5:80: refused": "Get \"the upstream\": dial tcp (address): refused",
+		"https://p.corp/a: https://p.corp/a/@v/list: 404 Not Found":   "the upstream: 404 Not Found",
+		"dial tcp: lookup proxy.corp on 10.0.0.2:53: no such host":    "dial tcp: lookup: no such host",
+		"dial tcp: lookup proxy.corp: no such host":                   "dial tcp: lookup: no such host",
+		"module lookup disabled by GOPROXY=off":                       "module lookup disabled by GOPROXY=off",
+		"dial tcp [::1]:443: refused":                                 "dial tcp (address): refused",
+		"write /var/lib/x/y: no space":                                "write (file): no space",
+		"rename /data/tmp/a /data/blobs/b: no space":                  "rename (file): no space",
+		`path "/a/../b" is not clean`:                                 `path "/a/../b" is not clean`,
+		"lookup response has the record id":                           "lookup response has the record id",
+		"m@v1.0.0: not held: file does not exist":                     "m@v1.0.0: not held",
+		"m@v1.0.0: quorum lost: unavailable: file does not exist":     "m@v1.0.0: quorum lost",
+		"example.com/m/v2@v2.0.0 zip: a\x1b[31m\nb":                   "example.com/m/v2@v2.0.0 zip: a[31m b",
+		"proxy.corp:8080 refused":                                     "(address) refused",
+	} {
+		if got := PublicText(errors.New(in), 420); got != want {
+			t.Errorf("PublicText(%q) = %q, want %q", in, got, want)
+		}
+	}
+	if got := PublicText(errors.New(strings.Repeat("ä", 10000)), 420); len(got) > 420 {
+		t.Errorf("PublicText returns %d bytes", len(got))
+	}
+}
