@@ -26,7 +26,8 @@ type Spec struct {
 //	sum.golang.org https://sumdb.example.com
 //	example.com/db+1a2b3c4d+AaBb… http://localhost:8080/db
 //
-// "off" is not a database and an error.
+// "off" is not a database and an error. So is a name with an element "tile" or "lookup" after the host, or one that begins
+// with a dot: what such a database is asked, and keeps, would be below what another one is and does.
 func ParseSpec(s string) (Spec, error) {
 	f := strings.Fields(s)
 	if len(f) == 0 || len(f) > 2 {
@@ -73,13 +74,18 @@ func (s Spec) Direct() string {
 }
 
 // validName reports whether name can stand in a URL path and a directory name: a host, perhaps with a path, and no more.
+// One name may begin with another one, with which it then shares the first part of its URLs and directories; so no element
+// of a path is what a database serves at, or keeps in, a directory of its own.
 func validName(name string) bool {
 	u, err := url.Parse("https://" + name)
 	if err != nil || u.Host == "" || *u != (url.URL{Scheme: "https", Host: u.Host, Path: u.Path}) || u.String() != "https://"+name {
 		return false
 	}
-	for elem := range strings.SplitSeq(name, "/") {
-		if elem == "" || elem == "." || elem == ".." || strings.ContainsAny(elem, `\%`) {
+	for i, elem := range strings.Split(name, "/") {
+		if elem == "" || elem[0] == '.' || strings.ContainsAny(elem, `\%`) {
+			return false
+		}
+		if i > 0 && (strings.EqualFold(elem, "tile") || strings.EqualFold(elem, "lookup")) {
 			return false
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 func TestParseSpec(t *testing.T) {
 	key := sumdbtest.New("sum.example.com/team").Key()
+	tmp := sumdbtest.New("tile/tmp").Key()
 	real := known["sum.golang.org"]
 	for in, want := range map[string]Spec{
 		"sum.golang.org": {"sum.golang.org", real, ""},
@@ -16,6 +17,7 @@ func TestParseSpec(t *testing.T) {
 		key:                               {"sum.example.com/team", key, ""},
 		key + " http://localhost:8080/db": {"sum.example.com/team", key, "http://localhost:8080/db"},
 		key + " file:///srv/db":           {"sum.example.com/team", key, "file:///srv/db"},
+		tmp:                               {"tile/tmp", tmp, ""},
 	} {
 		got, err := ParseSpec(in)
 		if err != nil || got != want {
@@ -28,7 +30,8 @@ func TestParseSpec(t *testing.T) {
 	for _, in := range []string{
 		"", " ", "off", "sum.example.com", "sum.golang.org a b", key[:len(key)-1], key + "x", "sum.golang.org x", "sum.golang.org ftp://x/y",
 		"sum.golang.org https://", "sum.golang.org https://u:p@x", "sum.golang.org https://x?a=b", "sum.golang.org https://x#f", "sum.golang.org https://x?",
-		sumdbtest.New("x/../y").Key(), sumdbtest.New("x/").Key(), sumdbtest.New("/x").Key(), sumdbtest.New("x//y").Key(), sumdbtest.New("u@x").Key(), sumdbtest.New("x?y").Key(), sumdbtest.New("x%2fy").Key(),
+		sumdbtest.New("sum.example.com/tile").Key(), sumdbtest.New("sum.example.com/tile/8/0").Key(), sumdbtest.New("sum.example.com/x/Lookup").Key(),
+		sumdbtest.New("sum.example.com/.tmp").Key(), sumdbtest.New(".tmp").Key(), sumdbtest.New("x/../y").Key(), sumdbtest.New("x/").Key(), sumdbtest.New("/x").Key(), sumdbtest.New("x//y").Key(), sumdbtest.New("u@x").Key(), sumdbtest.New("x?y").Key(), sumdbtest.New("x%2fy").Key(),
 	} {
 		if got, err := ParseSpec(in); err == nil {
 			t.Errorf("ParseSpec(%q) = %+v, want an error", in, got)

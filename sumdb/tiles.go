@@ -26,7 +26,7 @@ const (
 	tileWidth  = 1 << tileHeight                // hashes in a full tile
 	tileBytes  = tileWidth * tlog.HashSize      // bytes of a full tile
 	hotTiles   = 64 << 20                       // bytes of tiles kept in memory
-	tileTemp   = "tmp"                          // directory of files not yet renamed
+	tileTemp   = ".tmp"                         // directory of files not yet renamed; no element of a database's name
 	tileWrites = 8                              // files of one batch that are written and fsynced at the same time
 	maxTree    = 1 << 52                        // records; a tree that claims more is not believed, signed or not
 	maxLevel   = (52 + tileHeight) / tileHeight // levels that a tree of maxTree records has at most
@@ -36,7 +36,10 @@ const (
 //
 //	tile/8/<level>/<n>   the hashes that are known of tile n, 32 bytes each: 256 of them, or fewer if the tile was not full;
 //	                     then the SHA-256 of these bytes, so that a damaged file is noticed and never served
-//	tmp/                 files that are being written
+//	.tmp/                files that are being written
+//
+// The directory of a database may have that of another one below it, as names do: no element of a name is "tile", or
+// begins with a dot.
 //
 // The tree only grows, so a narrow tile is a prefix of every wider one. A file holds the widest that was ever stored, and
 // every narrower width is served from it. All methods are safe for concurrent use. The directory belongs to one process.

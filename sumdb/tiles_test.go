@@ -93,6 +93,30 @@ func TestTileStoreRestarts(t *testing.T) {
 	}
 }
 
+// The names of databases nest as directories, so one store may lie below another, wherever a name can lead.
+func TestTileStoresNest(t *testing.T) {
+	dir := t.TempDir()
+	s := openTiles(t, dir)
+	for _, sub := range []string{"tmp", "temp", "tiles", tileTemp[1:]} {
+		if !validName("sum.example.com/" + sub) {
+			t.Fatalf("%s is no name", sub)
+		}
+		put(t, openTiles(t, filepath.Join(dir, sub)), tileAtW(0, 1, 9))
+	}
+	put(t, s, tileAtW(0, 1, 9))
+	openTiles(t, dir)
+	for _, sub := range []string{"tmp", "temp", "tiles", tileTemp[1:]} {
+		if _, err := openTiles(t, filepath.Join(dir, sub)).Tile(tileAtW(0, 1, 9)); err != nil {
+			t.Errorf("%s: %v", sub, err)
+		}
+	}
+	for _, name := range []string{tileTemp, "tile"} {
+		if validName("sum.example.com/" + name) {
+			t.Errorf("a database may lie in %s", name)
+		}
+	}
+}
+
 // Every file and every directory on the way is fsynced before Put returns, the file before it gets its name.
 func TestPutIsDurable(t *testing.T) {
 	dir := t.TempDir()
@@ -112,7 +136,7 @@ func TestPutIsDurable(t *testing.T) {
 		return f.Sync()
 	}
 	put(t, s, tileAtW(0, 2345, 9))
-	for _, name := range []string{"tmp/1", "tile", "tile/8", "tile/8/0", "tile/8/0/x002"} {
+	for _, name := range []string{tileTemp + "/1", "tile", "tile/8", "tile/8/0", "tile/8/0/x002"} {
 		if !synced[name] {
 			t.Errorf("%s not fsynced: %v", name, synced)
 		}
