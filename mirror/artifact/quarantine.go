@@ -125,7 +125,7 @@ func (q *shelf) describe(about Quarantined) error {
 // list returns the descriptions of the bytes that are there, oldest first. What does not parse counts as the oldest.
 func (q *shelf) list() ([]Quarantined, error) {
 	names, err := q.s.names(quarantineDir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a store that is open for reading only may have none
 		return nil, err
 	}
 	var held []Quarantined

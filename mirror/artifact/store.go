@@ -55,7 +55,7 @@ type Store struct {
 	}
 
 	mu     sync.Mutex
-	failed error // guarded by mu; the first fault, which ends writing
+	failed error // guarded by mu; the first fault, which ends writing, or that the store is open for reading only
 
 	quarantine shelf
 }
@@ -85,13 +85,35 @@ func openStore(dir string, on func(*os.Root) disk) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{dir: dir, root: root, disk: on(root)}
-	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
+	s := newStore(dir, root, on(root))
 	if err := s.prepare(); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// OpenStoreReadOnly opens the store in the data directory dir to look at it. It writes nothing at all, neither now nor
+// later: Create and Remove fail with [ErrUnavailable], what is missing stays missing, and what an earlier process left in
+// tmp/ stays there. It works on a file system that is mounted read-only. The directory must exist.
+func OpenStoreReadOnly(dir string) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := newStore(dir, root, rootDisk{root})
+	s.failed = fmt.Errorf("the store %s is open for reading only: %w", dir, ErrUnavailable)
+	return s, nil
+}
+
+func newStore(dir string, root *os.Root, disk disk) *Store {
+	s := &Store{dir: dir, root: root, disk: disk}
+	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
+	return s
 }
 
 // prepare makes the directories. It fsyncs them although they may be there already: the process that made them may have
@@ -141,6 +163,9 @@ func (s *Store) shard(d Digest) (string, error) {
 
 // Sweep removes the drafts of an earlier process. OpenStore calls it; nobody else does while drafts are open.
 func (s *Store) Sweep() error {
+	if err := s.Err(); err != nil {
+		return err
+	}
 	names, err := s.names(tmpDir)
 	if err != nil {
 		return err
