@@ -94,7 +94,7 @@ func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
 	}
 	h, err := db.heldHead(ctx, now, func(h head) error { // a head whose own edge this node can serve
 		if !db.edgeHeld(ctx, h, h, false) {
-			return errNotHeld
+			return fmt.Errorf("the edge of the tree of %d records %w", h.N, errNotHeld)
 		}
 		return nil
 	})

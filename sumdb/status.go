@@ -103,7 +103,10 @@ func (h *heldTiles) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	data := make([][]byte, len(tiles))
 	for i, t := range tiles {
 		if data[i], h.err = h.store.Tile(t); h.err != nil {
-			h.err = fmt.Errorf("%s: %w: %v", t.Path(), errNotHeld, h.err)
+			if errors.Is(h.err, fs.ErrNotExist) {
+				h.err = errNotHeld
+			}
+			h.err = fmt.Errorf("%s %w", t.Path(), h.err)
 			return nil, h.err
 		}
 	}

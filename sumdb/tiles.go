@@ -44,7 +44,8 @@ const (
 // The tree only grows, so a narrow tile is a prefix of every wider one. A file holds the widest that was ever stored, and
 // every narrower width is served from it. All methods are safe for concurrent use. The directory belongs to one process.
 type TileStore struct {
-	root  *os.Root
+	root  *os.Root                // nil: there is no directory, and no tile
+	fixed bool                    // opened to be read only
 	hot   *cache[tileKey, []byte] // durable tiles, the widest known; the bytes are never changed
 	names atomic.Uint64           // for temporary files
 	sync  func(*os.File) error    // (*os.File).Sync, but for tests
@@ -77,13 +78,7 @@ func OpenTiles(dir string) (*TileStore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tiles: %w", err)
 	}
-	s := &TileStore{
-		root: root,
-		hot:  newCache[tileKey, []byte](hotTiles),
-		sync: (*os.File).Sync,
-		busy: make(map[tileKey]chan struct{}),
-		dirs: make(map[string]bool),
-	}
+	s := newTileStore(root)
 	if err := s.recover(); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("open tiles in %s: %w", dir, err)
@@ -91,8 +86,35 @@ func OpenTiles(dir string) (*TileStore, error) {
 	return s, nil
 }
 
+// OpenTilesReadOnly opens the store in dir to look at it, as it is: nothing is made, removed or fsynced, and Put fails.
+// A directory that does not exist is a store without tiles.
+func OpenTilesReadOnly(dir string) (*TileStore, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open tiles: %w", err)
+	}
+	s := newTileStore(root)
+	s.fixed = true
+	return s, nil
+}
+
+func newTileStore(root *os.Root) *TileStore {
+	return &TileStore{
+		root: root,
+		hot:  newCache[tileKey, []byte](hotTiles),
+		sync: (*os.File).Sync,
+		busy: make(map[tileKey]chan struct{}),
+		dirs: make(map[string]bool),
+	}
+}
+
 // Close gives the directory back.
-func (s *TileStore) Close() error { return s.root.Close() }
+func (s *TileStore) Close() error {
+	if s.root == nil {
+		return nil
+	}
+	return s.root.Close()
+}
 
 // recover removes temporary files, and makes durable what a crash may have left renamed but not yet durable.
 func (s *TileStore) recover() error {
@@ -150,6 +172,9 @@ func (s *TileStore) Tile(t tlog.Tile) ([]byte, error) {
 
 // read reads what lies on disk of the tile k. A file that is damaged counts as absent: Put replaces it.
 func (s *TileStore) read(k tileKey) ([]byte, error) {
+	if s.root == nil {
+		return nil, fs.ErrNotExist
+	}
 	f, err := s.root.Open(k.path())
 	if err != nil {
 		return nil, err
@@ -183,6 +208,9 @@ func checkTile(t tlog.Tile) error {
 // [artifact.ErrUnavailable]; after a failed fsync there is nothing but errors until the store is opened again, because
 // what the kernel then holds of the file is not known.
 func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
+	if s.fixed {
+		return fmt.Errorf("store tiles: opened to be read only: %w", artifact.ErrUnavailable)
+	}
 	batch := make(map[tileKey][]byte)
 	for i, t := range tiles {
 		if err := checkTile(t); err != nil {

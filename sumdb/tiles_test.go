@@ -3,10 +3,13 @@ package sumdb
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -115,6 +118,74 @@ func TestTileStoresNest(t *testing.T) {
 			t.Errorf("a database may lie in %s", name)
 		}
 	}
+}
+
+// A store that is opened to be read only changes nothing, not even what a crash left behind, and makes no directory.
+func TestTilesReadOnly(t *testing.T) {
+	l := newLab(t, 300, nil)
+	kept := l.seed(t, "kept")
+	dir := l.tiles.root.Name()
+	r, err := l.Record(t.Context(), kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := l.committed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, tileTemp, "7"), []byte("half a tile"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	absent := filepath.Join(t.TempDir(), "absent")
+	before := listing(t, dir)
+	for _, dir := range []string{dir, absent} {
+		s, err := OpenTilesReadOnly(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		s.sync = func(*os.File) error { t.Error("fsync"); return nil }
+		err = CheckOffline(s, h.Tree, r)
+		if dir != absent && err != nil {
+			t.Errorf("CheckOffline: %v", err)
+		}
+		if dir == absent && (err == nil || errors.Is(err, artifact.ErrRefused) || !regexp.MustCompile(`tile/8/\S+ is not held`).MatchString(err.Error())) {
+			t.Errorf("CheckOffline without a store: %v", err)
+		}
+		if err := s.Put([]tlog.Tile{tileAtW(0, 9, 9)}, [][]byte{hashBytes(9, 9)}); !errors.Is(err, artifact.ErrUnavailable) {
+			t.Errorf("Put: %v", err)
+		}
+	}
+	if after := listing(t, dir); after != before {
+		t.Errorf("before:\n%safter:\n%s", before, after)
+	}
+	if _, err := os.Stat(absent); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("directory made: %v", err)
+	}
+	if _, err := OpenTilesReadOnly(filepath.Join(dir, tileTemp, "7")); err == nil {
+		t.Error("a file is a store")
+	}
+}
+
+// listing returns the names below dir, with their sizes and times.
+func listing(t testing.TB, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(&out, name, fi.Mode(), fi.Size(), fi.ModTime().UnixNano())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
 }
 
 // Every file and every directory on the way is fsynced before Put returns, the file before it gets its name.

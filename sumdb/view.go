@@ -30,8 +30,8 @@ type view struct {
 // maxStaged bounds staged. A consistency proof needs no more than the right edges of two trees, twice.
 const maxStaged = 8 * maxLevel
 
-// errNotHeld means that a tile is not in the store and the sources are not to be asked.
-var errNotHeld = fmt.Errorf("a tile is not held: %w", artifact.ErrUnavailable)
+// errNotHeld means that a tile, whose path stands before it, is not in the store and the sources are not to be asked.
+var errNotHeld = fmt.Errorf("is not held: %w", artifact.ErrUnavailable)
 
 // errBadTiles means that the tiles read do not lead to the signed root.
 var errBadTiles = fmt.Errorf("tiles do not lead to the signed root: %w", artifact.ErrRefused)
@@ -117,7 +117,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 		missing = append(missing, i)
 	}
 	if len(missing) > 0 && (!r.online || len(r.db.sources) == 0) {
-		return nil, fmt.Errorf("%s: %w", tiles[missing[0]].Path(), errNotHeld)
+		return nil, fmt.Errorf("%s %w", tiles[missing[0]].Path(), errNotHeld)
 	}
 	g, ctx := errgroup.WithContext(r.ctx)
 	g.SetLimit(8)
