@@ -18,6 +18,9 @@ func serverFlag(cmd *cobra.Command) *string {
 
 // ask fetches a small document from a running mirror.
 func ask(ctx context.Context, server, path string) ([]byte, error) {
+	if !strings.Contains(server, "://") {
+		server = "http://" + server
+	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(server, "/")+path, nil)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -20,7 +22,7 @@ type config struct {
 	DataDir     string
 	Upstream    string
 	SumDB       []string
-	Private     string
+	Private     []string
 	Offline     bool
 	ListTTL     time.Duration
 	NotFoundTTL time.Duration
@@ -39,7 +41,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.DataDir, "data-dir", defaultDataDir, "keep everything in this `directory`")
 	fs.StringVar(&c.Upstream, "upstream", "", "fetch from this GOPROXY `list` (default: what the go toolchain would use)")
 	fs.StringSliceVar(&c.SumDB, "sumdb", []string{"sum.golang.org"}, "verify with this checksum `database`: a name, name+hash+key, or either with a URL, as in GOSUMDB; several are asked in order")
-	fs.StringVar(&c.Private, "private", "", "refuse modules that match these `patterns` (as in GOPRIVATE) and never tell anybody their names")
+	fs.StringSliceVar(&c.Private, "private", nil, "refuse modules that match these `patterns` (as in GOPRIVATE) and never tell anybody their names")
 	fs.BoolVar(&c.Offline, "offline", false, "never ask any upstream or checksum database; serve what is held")
 	fs.DurationVar(&c.ListTTL, "list-ttl", time.Minute, "answer version lists and @latest from memory for this `long`")
 	fs.DurationVar(&c.NotFoundTTL, "not-found-ttl", 30*time.Second, "remember for this `long`, at most a minute, that a version does not exist")
@@ -87,30 +89,30 @@ func setFromEnv(fs *pflag.FlagSet) error {
 }
 
 // setFromYAML takes a mapping of flag names to scalars, or to lists of scalars for flags that may be given several times.
-func setFromYAML(fs *pflag.FlagSet, path string, data []byte) error {
+func setFromYAML(fs *pflag.FlagSet, file string, data []byte) error {
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
 		return nil // an empty file says nothing
 	} else if err != nil {
-		return usageError("config file %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+		return usageError("config file %s: %s", file, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return usageError("config file %s: more than one document", path)
+		return usageError("config file %s: more than one document", file)
 	}
 	top := doc.Content[0]
 	if top.Kind != yaml.MappingNode {
-		return usageError("config file %s:%d: expected settings as `name: value`", path, top.Line)
+		return usageError("config file %s:%d: expected settings as `name: value`", file, top.Line)
 	}
 	seen := make(map[string]int)
 	for i := 0; i < len(top.Content); i += 2 {
 		key, value := top.Content[i], top.Content[i+1]
 		if first, ok := seen[key.Value]; ok {
-			return usageError("config file %s:%d: %q is already set in line %d", path, key.Line, key.Value, first)
+			return usageError("config file %s:%d: %q is already set in line %d", file, key.Line, key.Value, first)
 		}
 		seen[key.Value] = key.Line
 		if err := setFromNode(fs, key.Value, value); err != nil {
-			return usageError("config file %s:%d: %v", path, key.Line, err)
+			return usageError("config file %s:%d: %v", file, key.Line, err)
 		}
 	}
 	return nil
@@ -144,6 +146,9 @@ func setFromNode(fs *pflag.FlagSet, name string, value *yaml.Node) error {
 	if f.Changed {
 		return nil // the command line or the environment has said so
 	}
+	if f.Value.Type() == "bool" && value.Tag != "!!bool" {
+		return fmt.Errorf("%s: %q: want true or false", name, text)
+	}
 	if err := fs.Set(name, text); err != nil {
 		return fmt.Errorf("%s: %q: %v", name, text, cause(err))
 	}
@@ -161,6 +166,23 @@ func cause(err error) error {
 	}
 }
 
+// checkPatterns trims GOPRIVATE patterns in place. One that could never match is an error: the go command ignores it, but
+// here the names of the modules that it was meant for would leave the process.
+func checkPatterns(patterns []string) error {
+	for i, p := range patterns {
+		p = strings.TrimSpace(p)
+		_, err := path.Match(p, "")
+		if err == nil && (p == "" || strings.ContainsAny(p, " \t\r\n,") || strings.Contains(p, "://") || strings.HasPrefix(p, "/") || strings.Contains(p, "@")) {
+			err = errors.New("want module path prefixes or globs as in GOPRIVATE, separated by commas")
+		}
+		if err != nil {
+			return usageError("--private: pattern %q: %v", p, err)
+		}
+		patterns[i] = strings.TrimSuffix(p, "/")
+	}
+	return nil
+}
+
 // validate finds what is wrong with c before anything is opened.
 func (c *config) validate() error {
 	if c.Listen == "" {
@@ -174,6 +196,12 @@ func (c *config) validate() error {
 	}
 	if c.NotFoundTTL > time.Minute {
 		return usageError("--not-found-ttl: at most one minute")
+	}
+	if err := checkPatterns(c.Private); err != nil {
+		return err
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return usageError("--listen: %v; want host:port", err)
 	}
 	if len(c.SumDB) == 0 {
 		return usageError("--sumdb: at least one checksum database is needed: nothing is stored unverified")

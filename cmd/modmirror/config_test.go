@@ -39,13 +39,13 @@ func load(t *testing.T, args []string, env map[string]string, file string) (conf
 }
 
 func TestSettingsPrecedence(t *testing.T) {
-	file := "listen: file:1\ndata-dir: from-file\nlist-ttl: 5s\nsumdb: [a+00000001+x, b+00000002+y]\noffline: true\nprivate:\n"
+	file := "listen: file:1\ndata-dir: from-file\nlist-ttl: 5s\nsumdb: [a+00000001+x, b+00000002+y]\noffline: true\nprivate: []\n"
 	env := map[string]string{"MODMIRROR_LISTEN": "env:1", "MODMIRROR_DATA_DIR": "from-env"}
 	c, err := load(t, []string{"--listen", "flag:1"}, env, file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "flag:1" || c.DataDir != "from-env" || c.ListTTL != 5*time.Second || !c.Offline || c.Private != "" {
+	if c.Listen != "flag:1" || c.DataDir != "from-env" || c.ListTTL != 5*time.Second || !c.Offline || len(c.Private) > 0 {
 		t.Errorf("settings = %+v", c)
 	}
 	if want := []string{"a+00000001+x", "b+00000002+y"}; !slices.Equal(c.SumDB, want) {
@@ -95,6 +95,7 @@ func TestSettingsErrorsNameTheirPlace(t *testing.T) {
 		"not a mapping":        {file: "- listen\n", want: ":1: expected settings"},
 		"broken YAML":          {file: "listen: [a\n", want: "config.yaml: line 1"},
 		"two documents":        {file: "listen: a\n---\nlisten: b\n", want: "more than one document"},
+		"bool in words":        {file: "offline: yes\n", want: `:1: offline: "yes": want true or false`},
 		"bad variable":         {env: map[string]string{"MODMIRROR_OFFLINE": "maybe"}, want: `MODMIRROR_OFFLINE="maybe"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,6 +121,11 @@ func TestRunExitCodes(t *testing.T) {
 		"bad level":           {[]string{"serve", "--log-level", "loud"}, 2, `"loud" is not one of`},
 		"bad format":          {[]string{"serve", "--log-format", "xml"}, 2, "neither text nor json"},
 		"no database":         {[]string{"serve", "--sumdb", ""}, 2, "--sumdb"},
+		"blank in private":    {[]string{"serve", "--private", "example.com/a b"}, 2, `--private: pattern "example.com/a b"`},
+		"glob in private":     {[]string{"serve", "--private", "example.com/[a"}, 2, `--private: pattern "example.com/[a"`},
+		"URL in private":      {[]string{"serve", "--private", "https://example.com/a"}, 2, `--private: pattern "https://example.com/a"`},
+		"empty private":       {[]string{"serve", "--private", "example.com/a,,"}, 2, `--private: pattern ""`},
+		"address":             {[]string{"serve", "--listen", "999"}, 2, "--listen: address 999: missing port"},
 		"missing config":      {[]string{"serve", "--config", "does-not-exist.yaml"}, 2, "config file"},
 		"fsck of nothing":     {[]string{"fsck", "--data-dir", "does-not-exist"}, 1, "--data-dir"},
 		"prove without @":     {[]string{"prove", "example.com/m"}, 2, "is not module@version"},
@@ -135,5 +141,21 @@ func TestRunExitCodes(t *testing.T) {
 				t.Errorf("run(%q) printed %d lines of error, want one: %q", tt.args, lines+1, stderr.String())
 			}
 		})
+	}
+}
+
+func TestPrivatePatternsAreTrimmed(t *testing.T) {
+	c, err := load(t, []string{"--private", "example.com/a, example.com/B/ ,*.corp.example"}, nil, "")
+	if err == nil {
+		err = c.validate()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := node{config: c}
+	for path, want := range map[string]bool{"example.com/a": true, "example.com/a/b": true, "example.com/B": true, "x.corp.example/y": true, "example.com/ab": false} {
+		if got := n.private(path); got != want {
+			t.Errorf("private(%q) = %v, want %v", path, got, want)
+		}
 	}
 }

@@ -3,4 +3,4 @@
 package main
 
 // freeBytes cannot tell how much room there is on this system.
-func freeBytes(string) uint64 { return 0 }
+func freeBytes(string) (free uint64, ok bool) { return 0, false }

@@ -4,11 +4,12 @@ package main
 
 import "syscall"
 
-// freeBytes returns how much room there is for this process on the file system of dir; 0 if that cannot be told.
-func freeBytes(dir string) uint64 {
+// freeBytes returns how much room there is for this process on the file system of dir. It is not ok if that cannot be
+// told.
+func freeBytes(dir string) (free uint64, ok bool) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0
+		return 0, false
 	}
-	return uint64(st.Bavail) * uint64(st.Bsize)
+	return uint64(st.Bavail) * uint64(st.Bsize), true
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/note"
@@ -46,7 +47,7 @@ func (f *fscker) run(ctx context.Context) error {
 	f.blobs = make(map[artifact.Digest]bool)
 	f.databases = make(map[string]*fsckDatabase)
 
-	store, err := artifact.OpenStore(f.dir)
+	store, err := artifact.OpenStoreReadOnly(f.dir)
 	if err != nil {
 		return err
 	}
@@ -64,10 +65,29 @@ func (f *fscker) run(ctx context.Context) error {
 	for err := range f.catalog.Check(ctx, func(done, _ int) { f.progress.set(done) }) {
 		f.problem("catalog: %v", err)
 	}
+	if err := f.checkForks(ctx); err != nil {
+		return err
+	}
 	if err := f.checkManifests(ctx); err != nil {
 		return err
 	}
 	return f.checkNames(ctx)
+}
+
+// checkForks tells of databases that have signed two histories and that nobody has looked at since.
+func (f *fscker) checkForks(ctx context.Context) error {
+	st, err := f.catalog.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range st.Frozen {
+		if fork, err := f.catalog.Fork(ctx, name); err != nil {
+			f.problem("fork of %s: %v", name, err)
+		} else {
+			f.problem("%s", strings.TrimSuffix(fork.String(), "\n"))
+		}
+	}
+	return nil
 }
 
 func (f *fscker) checkManifests(ctx context.Context) error {
@@ -163,7 +183,7 @@ func (f *fscker) database(ctx context.Context, name string) (*fsckDatabase, erro
 	if err != nil {
 		return nil, err
 	}
-	tiles, err := sumdb.OpenTiles(tilesDir(f.dir, name))
+	tiles, err := sumdb.OpenTilesReadOnly(tilesDir(f.dir, name))
 	if err != nil {
 		return nil, err
 	}

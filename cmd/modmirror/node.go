@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/mod/module"
 	"golang.org/x/sync/errgroup"
 
 	"modmirror/mirror"
@@ -160,7 +161,7 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 		Key:     spec.Key,
 		Catalog: n.replica,
 		Tiles:   tiles,
-		Private: privateMatcher(n.config.Private),
+		Private: n.private,
 		Offline: n.config.Offline,
 		Log:     n.log,
 		Metrics: n.metrics,
@@ -209,7 +210,7 @@ func (n *node) openMirror() error {
 		Store:          n.store,
 		Checksums:      n.set,
 		SumDB:          http.StripPrefix("/sumdb", n.set),
-		Private:        n.config.Private,
+		Private:        strings.Join(n.config.Private, ","),
 		ListTTL:        n.config.ListTTL,
 		NegativeTTL:    n.config.NotFoundTTL,
 		Log:            n.log,
@@ -226,13 +227,10 @@ func (n *node) openMirror() error {
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), n.config.DrainTime)
-		defer cancel()
-		if err := n.mirror.Close(ctx); err != nil {
-			n.log.Warn("fetches in flight were cut", "err", err)
-		}
-		return nil
+	n.onClose(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // whoever wanted to wait for fetches has done so: see drain
+		_ = n.mirror.Close(ctx)
 	})
 	return nil
 }
@@ -264,6 +262,15 @@ func (n *node) close() error {
 	return errors.Join(errs...)
 }
 
+// lowDisk is how little room on the disk is told as a reason not to send new artifacts here: a zip may have 500 MiB, a
+// large one has 100.
+const lowDisk = 100 << 20
+
+// private tells whether a module's name must not leave this process.
+func (n *node) private(path string) bool {
+	return module.MatchPrefixPatterns(strings.Join(n.config.Private, ","), path)
+}
+
 // ready says why this node should get no requests, or, with writes, why it takes no new artifacts.
 func (n *node) ready(ctx context.Context, writes bool) error {
 	if !writes {
@@ -271,6 +278,9 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 	}
 	if err := n.store.Err(); err != nil {
 		return err
+	}
+	if free, ok := freeBytes(n.config.DataDir); ok && free < lowDisk {
+		return fmt.Errorf("%s free on the disk of %s: new artifacts may not fit; what is stored is served", size(int64(free)), n.config.DataDir)
 	}
 	if st, err := n.replica.Status(ctx); err != nil {
 		return err
@@ -295,14 +305,19 @@ func (n *node) status(ctx context.Context) status {
 	if s.Node, err = n.replica.Status(ctx); err != nil {
 		s.Ready = verdict(err)
 	}
-	s.Disk = diskStatus{Directory: n.config.DataDir, Free: freeBytes(n.config.DataDir)}
+	s.Disk.Directory = n.config.DataDir
+	s.Disk.Free, _ = freeBytes(n.config.DataDir)
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)
 		if err != nil {
 			s.Ready = verdict(err)
 			continue
 		}
-		s.Databases = append(s.Databases, newDatabaseStatus(st))
+		out := newDatabaseStatus(st)
+		if f, err := n.replica.Fork(ctx, st.Name); err == nil {
+			out.Fork = f.String()
+		}
+		s.Databases = append(s.Databases, out)
 	}
 	return s
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"strings"
 
@@ -29,7 +31,7 @@ nothing else: neither the mirror nor the network is trusted. With --json it prin
 		Args: cobra.ExactArgs(1),
 	}
 	server := serverFlag(cmd)
-	cmd.Flags().StringVar(&dataDir, "data-dir", "", "read this `directory` of a stopped mirror instead of asking a running one")
+	cmd.Flags().StringVar(&dataDir, "data-dir", "", "read this `directory` of a mirror; a running one is asked at --server instead")
 	cmd.Flags().StringSliceVar(&databases, "sumdb", []string{"sum.golang.org"}, "the pinned checksum `database`: a name, or name+hash+key; several are allowed")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the evidence as JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -47,7 +49,8 @@ nothing else: neither the mirror nor the network is trusted. With --json it prin
 		var p proof
 		if dataDir != "" {
 			p, err = proofFromDir(cmd.Context(), dataDir, m)
-		} else {
+		}
+		if dataDir == "" || errors.Is(err, replicate.ErrLocked) { // then a mirror is running there
 			p, err = proofFromServer(cmd.Context(), *server, m)
 		}
 		if err != nil {
@@ -124,6 +127,9 @@ type provable interface {
 
 func proofFrom(ctx context.Context, c provable, m module.Version) (proof, error) {
 	man, err := c.Manifest(ctx, m)
+	if errors.Is(err, fs.ErrNotExist) {
+		return proof{}, fmt.Errorf("%s is not held: %w", m, err)
+	}
 	if err != nil {
 		return proof{}, err
 	}

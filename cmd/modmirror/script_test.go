@@ -39,6 +39,7 @@ func TestScript(t *testing.T) {
 			"asked":    cmdAsked,
 			"await":    cmdAwait,
 			"damage":   cmdDamage,
+			"snapshot": cmdSnapshot,
 		},
 	})
 }

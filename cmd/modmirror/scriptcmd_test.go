@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -293,6 +294,7 @@ func cmdDamage(ts *testscript.TestScript, neg bool, args []string) {
 //	sumdb down|up
 //	sumdb rollback n             answer as if there were only n records
 //	sumdb fork                   from now on answer with another history, which has every module of the upstream
+//	sumdb honest                 end that
 //	sumdb learn module@version   of the upstream
 func cmdSumDB(ts *testscript.TestScript, neg bool, args []string) {
 	w := worldOf(ts)
@@ -314,12 +316,43 @@ func cmdSumDB(ts *testscript.TestScript, neg bool, args []string) {
 			other.Add(m, zip, mod)
 		}
 		w.db.AnswerAs(other)
-		w.db = other
+	case "honest":
+		w.db.AnswerAs(nil)
 	case "learn":
 		m := moduleArg(ts, args[1])
 		zip, mod := w.up.Sums(m)
 		w.db.Add(m, zip, mod)
 	default:
 		usageOf(ts, "sumdb: unknown %q", args[0])
+	}
+}
+
+// cmdSnapshot notes the names, sizes and times of all files below a directory.
+//
+//	snapshot dir         notes them
+//	snapshot -same dir   they must be as they were noted last
+func cmdSnapshot(ts *testscript.TestScript, neg bool, args []string) {
+	same := len(args) == 2 && args[0] == "-same"
+	if len(args) == 0 || len(args) == 2 && !same || neg {
+		usageOf(ts, "snapshot [-same] dir")
+	}
+	var all strings.Builder
+	ts.Check(filepath.WalkDir(args[len(args)-1], func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err == nil {
+			fmt.Fprintln(&all, path, fi.Mode(), fi.Size(), fi.ModTime())
+		}
+		return err
+	}))
+	noted := ts.MkAbs("snapshot.noted")
+	if !same {
+		ts.Check(os.WriteFile(noted, []byte(all.String()), 0o600))
+		return
+	}
+	if before := ts.ReadFile(noted); before != all.String() {
+		ts.Fatalf("before:\n%s\nnow:\n%s", before, &all)
 	}
 }

@@ -45,16 +45,17 @@ finish, and the exit code is 0. SIGINT does the same without the delay. A second
 
 // serve opens every part, serves until ctx ends, and closes them in reverse.
 func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
+	ln, err := listen(ctx, c.Listen) // first, so that a wrong address leaves nothing behind
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
 	n, err := openNode(ctx, c, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
 
-	ln, err := listen(ctx, c.Listen)
-	if err != nil {
-		return err
-	}
 	srv := &http.Server{
 		Handler:           n,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -85,8 +86,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	return g.Wait()
 }
 
-// drain ends the server in order. Answers that do not finish in time are cut, and that is no error: the clients see a
-// short body, never a wrong one.
+// drain ends the server in order, within --drain-delay and --drain-timeout. Fetches that do not end in time are cut a
+// moment before the answers are, so that whoever waits for them is told to ask again. Answers that do not finish are cut,
+// and that is no error: the clients see a short body, never a wrong one.
 func drain(ctx context.Context, c config, n *node, srv *http.Server, log *slog.Logger) error {
 	log.Info("draining", "cause", context.Cause(ctx))
 	n.mirror.Drain()
@@ -96,11 +98,23 @@ func drain(ctx context.Context, c config, n *node, srv *http.Server, log *slog.L
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.DrainTime)
 	defer cancel()
-	if err := srv.Shutdown(ctx); err != nil {
-		log.Warn("answers in flight were cut", "after", c.DrainTime)
-		return srv.Close()
-	}
-	return nil
+	fetches, cancelFetches := context.WithTimeout(ctx, c.DrainTime*9/10)
+	defer cancelFetches()
+	var g errgroup.Group
+	g.Go(func() error {
+		if err := n.mirror.Close(fetches); err != nil {
+			log.Warn("fetches in flight were cut", "after", c.DrainTime*9/10)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := srv.Shutdown(ctx); err != nil {
+			log.Warn("answers in flight were cut", "after", c.DrainTime)
+			return srv.Close()
+		}
+		return nil
+	})
+	return g.Wait()
 }
 
 // listen opens the public port.

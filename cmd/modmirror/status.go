@@ -41,6 +41,7 @@ type databaseStatus struct {
 	Anchors []int64        `json:"anchors"`          // sizes of the older heads that lookups are answered with
 	Checked time.Time      `json:"checked,omitzero"` // when a source last confirmed the head
 	Forked  bool           `json:"forked"`
+	Fork    string         `json:"fork,omitempty"` // the evidence
 	Sources []sourceStatus `json:"sources"`
 }
 
@@ -121,9 +122,12 @@ func (s status) print(w io.Writer) error {
 func (db databaseStatus) print(row func(name, format string, args ...any)) {
 	state := "tree of %d records, anchors %v"
 	if db.Forked {
-		state = "FORKED at a " + state + ": nothing new is taken"
+		state = "FORKED at a " + state + ": nothing new is taken; see modmirror sumdb ack-fork --help"
 	}
 	row(db.Name, state, db.Size, db.Anchors)
+	for line := range strings.Lines(db.Fork) {
+		row("", "%s", strings.TrimRight(line, "\n"))
+	}
 	for _, src := range db.Sources {
 		use := "not used"
 		if src.Usable {

@@ -41,6 +41,10 @@ func (n *node) serveProof(w http.ResponseWriter, r *http.Request, escaped string
 		return
 	}
 	m := module.Version{Path: path, Version: escVersion}
+	if n.private(path) {
+		http.Error(w, path+" is private here and not served; put it in the client's GOPRIVATE", http.StatusForbidden)
+		return
+	}
 	p, err := proofFrom(r.Context(), n.replica, m)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -59,9 +63,4 @@ func writeJSON(w http.ResponseWriter, v any) {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	_ = enc.Encode(v) // the client may be gone
-}
-
-// privateMatcher tells whether a module path matches the GOPRIVATE patterns.
-func privateMatcher(patterns string) func(path string) bool {
-	return func(path string) bool { return module.MatchPrefixPatterns(patterns, path) }
 }
