@@ -262,8 +262,8 @@ func parseTilePath(p string) (tlog.Tile, error) {
 // tile returns t: from the store, else from a source, authenticated against the committed head. A tile that lies beyond
 // it may be known to a newer one: a client may have seen that elsewhere.
 func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
-	b, err := db.Tiles.Tile(t)
-	if err == nil {
+	b, held := db.Tiles.Tile(t)
+	if held == nil {
 		return b, nil
 	}
 	now, err := db.ensureHead(ctx)
@@ -279,6 +279,9 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
 				return nil, absence(err)
 			}
 		}
+		if !errors.Is(held, fs.ErrNotExist) && !within(t, now.N) {
+			return nil, unreadable(t, held)
+		}
 		if !within(t, now.N) {
 			return nil, fmt.Errorf("%s is beyond the tree of %d records: %w", t.Path(), now.N, fs.ErrNotExist)
 		}
@@ -291,7 +294,8 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
 		}
 		return nil, absence(err)
 	}
-	return db.Tiles.Tile(t)
+	b, err = db.Tiles.Tile(t)
+	return b, absence(err)
 }
 
 // within reports whether a tree of n records has all the hashes of t.
@@ -338,7 +342,7 @@ func statusOf(err error) int {
 		return http.StatusBadGateway
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
-	case errors.Is(err, artifact.ErrUnavailable), errors.Is(err, context.Canceled):
+	case errors.Is(err, artifact.ErrUnavailable), errors.Is(err, artifact.ErrDamaged), errors.Is(err, context.Canceled):
 		return http.StatusServiceUnavailable
 	case errors.Is(err, fs.ErrNotExist):
 		return http.StatusNotFound

@@ -1,7 +1,9 @@
 package sumdb
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"modmirror/mirror/artifact"
 	"modmirror/sumdb/sumdbtest"
 )
 
@@ -394,18 +397,29 @@ func TestDamagedTileHeals(t *testing.T) {
 			t.Fatal(err)
 		}
 		off := l.offline(t)
-		if w := get(t, off, "/tile/8/0/001.p/45"); w.Code != http.StatusNotFound {
-			t.Errorf("tile: %d", w.Code)
+		for _, path := range []string{"/tile/8/0/001.p/45", "/tile/8/0/001.p/1", "/tile/8/0/001"} { // the last: beyond the tree, as far as one can tell
+			if w := get(t, off, path); w.Code != http.StatusServiceUnavailable {
+				t.Errorf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+		if w := get(t, off, "/tile/8/0/002"); w.Code != http.StatusNotFound {
+			t.Errorf("tile that never was: %d %s", w.Code, w.Body)
+		}
+		if _, err := off.Tiles.Tile(tileAtW(0, 1, 45)); !errors.Is(err, artifact.ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Tile: %v", err)
 		}
 		if w := get(t, off, "/lookup/example.com/kept@v1.0.0"); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("lookup: %d %s", w.Code, w.Body)
 		}
 		h, _ := l.committed(t.Context())
 		r, _ := l.Record(t.Context(), kept)
-		if err := CheckOffline(off.Tiles, h.Tree, r); err == nil {
-			t.Error("CheckOffline sees nothing")
+		if err := CheckOffline(off.Tiles, h.Tree, r); !errors.Is(err, artifact.ErrDamaged) {
+			t.Errorf("CheckOffline: %v", err)
 		}
 		on := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: openTiles(t, l.tiles.root.Name()), Direct: l.src})
+		if w := get(t, on, "/tile/8/0/001.p/45"); w.Code != http.StatusOK {
+			t.Errorf("online: %d %s", w.Code, w.Body)
+		}
 		wantLines(t, newGoClient(on, l.Key, nil), kept)
 		wantLines(t, newGoClient(l.offline(t), l.Key, nil), kept)
 	}

@@ -70,7 +70,8 @@ func (db *DB) Status(ctx context.Context) (Status, error) {
 }
 
 // CheckOffline reports whether store holds everything that a client without any state needs to verify r under head, and
-// whether it is right. It asks nobody. An error that matches [artifact.ErrRefused] means that something held is wrong.
+// whether it is right. It asks nobody. An error that matches [artifact.ErrRefused] or
+// [artifact.ErrDamaged] means that something held is wrong.
 func CheckOffline(store *TileStore, head tlog.Tree, r artifact.Record) error {
 	if r.ID < 0 || r.ID >= head.N {
 		return fmt.Errorf("record id %d of %s is not in the tree of %d records: %w", r.ID, r.Database, head.N, artifact.ErrRefused)
@@ -104,9 +105,10 @@ func (h *heldTiles) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	for i, t := range tiles {
 		if data[i], h.err = h.store.Tile(t); h.err != nil {
 			if errors.Is(h.err, fs.ErrNotExist) {
-				h.err = errNotHeld
+				h.err = fmt.Errorf("%s %w", t.Path(), errNotHeld)
+			} else {
+				h.err = fmt.Errorf("%s: %w", t.Path(), h.err)
 			}
-			h.err = fmt.Errorf("%s %w", t.Path(), h.err)
 			return nil, h.err
 		}
 	}

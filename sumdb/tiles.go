@@ -146,7 +146,8 @@ func (s *TileStore) recover() error {
 }
 
 // Tile returns the bytes of t, which the caller must not change. An error matches [fs.ErrNotExist] if t, or a tile wide
-// enough to hold t, is not here.
+// enough to hold t, is not here, and [artifact.ErrDamaged] if what lies in its place is not what was stored: t may exist
+// then, and Put replaces it.
 func (s *TileStore) Tile(t tlog.Tile) ([]byte, error) {
 	if err := checkTile(t); err != nil {
 		return nil, err
@@ -170,7 +171,7 @@ func (s *TileStore) Tile(t tlog.Tile) ([]byte, error) {
 	return b[:size:size], nil
 }
 
-// read reads what lies on disk of the tile k. A file that is damaged counts as absent: Put replaces it.
+// read reads what lies on disk of the tile k. Errors are those of Tile.
 func (s *TileStore) read(k tileKey) ([]byte, error) {
 	if s.root == nil {
 		return nil, fs.ErrNotExist
@@ -183,14 +184,14 @@ func (s *TileStore) read(k tileKey) ([]byte, error) {
 	b := make([]byte, tileBytes+sha256.Size+1)
 	n, err := io.ReadFull(f, b)
 	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
-		return nil, fmt.Errorf("read tile: %w", err)
+		return nil, fmt.Errorf("%w: %w", err, artifact.ErrDamaged)
 	}
 	if n == len(b) || n <= sha256.Size || n%tlog.HashSize != 0 {
-		return nil, fs.ErrNotExist
+		return nil, fmt.Errorf("file of %d bytes: %w", n, artifact.ErrDamaged)
 	}
 	b, sum := b[:n-sha256.Size], b[n-sha256.Size:n]
-	if sha256.Sum256(b) != [sha256.Size]byte(sum) {
-		return nil, fs.ErrNotExist
+	if got := sha256.Sum256(b); got != [sha256.Size]byte(sum) {
+		return nil, fmt.Errorf("file has the digest %x, want %x: %w", got, sum, artifact.ErrDamaged)
 	}
 	return bytes.Clone(b), nil
 }

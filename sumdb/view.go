@@ -48,7 +48,7 @@ func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	}
 	v.db.metrics.badTiles.Inc()
 	if !v.online || len(v.db.sources) == 0 {
-		return nil, fmt.Errorf("tiles held of the tree of %d records of %s are damaged: %w", v.tree.N, v.db.name, artifact.ErrUnavailable)
+		return nil, fmt.Errorf("tiles held of the tree of %d records of %s do not lead to its root: %w: %w", v.tree.N, v.db.name, artifact.ErrDamaged, artifact.ErrUnavailable)
 	}
 	for s := range v.db.usable(v.ctx) {
 		hashes, err2 := v.read(indexes, s)
@@ -101,6 +101,7 @@ func (r *tileReader) Height() int { return tileHeight }
 func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	data := make([][]byte, len(tiles))
 	var missing []int
+	var why error // why the worst of them is missing: damaged is worse than not held
 	for i, t := range tiles {
 		if r.only == nil {
 			if data[i] = r.staged[t]; data[i] != nil {
@@ -110,14 +111,20 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 			if data[i], err = r.db.Tiles.Tile(t); err == nil {
 				continue
 			}
-			if !errors.Is(err, fs.ErrNotExist) {
+			if why == nil && errors.Is(err, fs.ErrNotExist) {
+				why = fmt.Errorf("%s %w", t.Path(), errNotHeld)
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				why = unreadable(t, err)
 				r.db.Log.Warn("stored tile is not readable", "tile", t.Path(), "err", err)
 			}
 		}
 		missing = append(missing, i)
 	}
 	if len(missing) > 0 && (!r.online || len(r.db.sources) == 0) {
-		return nil, fmt.Errorf("%s %w", tiles[missing[0]].Path(), errNotHeld)
+		if why == nil { // asked of a source alone, and there is none
+			why = fmt.Errorf("%s %w", tiles[missing[0]].Path(), errNotHeld)
+		}
+		return nil, why
 	}
 	g, ctx := errgroup.WithContext(r.ctx)
 	g.SetLimit(8)
@@ -132,6 +139,11 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	}
 	r.complete = true
 	return data, nil
+}
+
+// unreadable returns why the stored tile t cannot be read, as a reason to ask again later: t exists.
+func unreadable(t tlog.Tile, err error) error {
+	return fmt.Errorf("%s: %w: %w", t.Path(), err, artifact.ErrUnavailable)
 }
 
 // SaveTiles keeps tiles that are authenticated.
