@@ -79,7 +79,8 @@ func escape(m module.Version) (string, error) {
 }
 
 // lookup asks the sources for m until one gives an answer that holds. A source that says "not found" is believed, as the
-// go command believes it; one that fails, talks rubbish or lies is passed over.
+// go command believes it; one that fails, talks rubbish or lies is passed over. But where an answer did not hold, "not
+// found" is not the whole truth, and a client that was told so would go on to fetch m elsewhere: the failed check counts.
 func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, err error) {
 	select {
 	case db.lookups <- struct{}{}:
@@ -99,13 +100,15 @@ func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, 
 		case err2 == nil:
 			db.verified.put(m, r, recordCost(r))
 			return r, nil
+		case errors.Is(err2, fs.ErrNotExist) && noGood(err):
+			return r, err
 		case errors.Is(err2, fs.ErrNotExist):
 			db.absent.put(m, time.Now(), 0)
 			return r, err2
 		case errors.Is(err2, errFrozen):
 			return r, err2
 		}
-		if errors.Is(err2, artifact.ErrRefused) || errors.Is(err2, artifact.ErrMalformed) {
+		if noGood(err2) {
 			db.metrics.badRecords.Inc()
 			db.Log.Warn("lookup answer is no good", "module", m.Path, "version", m.Version, "source", s.String(), "err", err2)
 		}
@@ -120,6 +123,11 @@ func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, 
 	return r, err
 }
 
+// noGood reports whether err says that there was an answer and that it did not hold.
+func noGood(err error) bool {
+	return errors.Is(err, artifact.ErrRefused) || errors.Is(err, artifact.ErrMalformed)
+}
+
 // lookupAt asks s for m and verifies the answer. If others are left to ask, s gets its share of the time only.
 func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path string, share int) (r artifact.Record, err error) {
 	if deadline, ok := ctx.Deadline(); ok && share > 1 {
@@ -132,7 +140,7 @@ func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path st
 		return r, err
 	}
 	r, err = db.verify(ctx, m, msg)
-	if err != nil && (errors.Is(err, artifact.ErrRefused) || errors.Is(err, artifact.ErrMalformed)) {
+	if noGood(err) {
 		err = fmt.Errorf("%s: %w", s, err)
 		s.blame(err)
 	}

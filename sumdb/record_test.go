@@ -420,6 +420,37 @@ func TestWorstErrorCounts(t *testing.T) {
 	}
 }
 
+// A failed check is no absence, whoever says "not found" after it; and nobody is told so from memory either.
+func TestFailedCheckThenNotFound(t *testing.T) {
+	src := sumdbtest.New("sum.example.com")
+	src.Grow(3)
+	for name, c := range map[string]struct {
+		lies sumdbtest.Lies
+		want int
+	}{
+		"refused":   {sumdbtest.Lies{WrongKey: true}, http.StatusForbidden},
+		"malformed": {sumdbtest.Lies{NoHead: true}, http.StatusBadGateway},
+		"down":      {sumdbtest.Lies{Down: true}, http.StatusNotFound}, // whoever does answer is believed
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				liar := src.Fork(3)
+				add(liar, hello)
+				db := open(t, Config{Key: src.Key(), Catalog: sumdbtest.NewCatalog(src.Key()), Proxies: []Source{liar}, Direct: src})
+				if w := get(t, db, "/lookup/example.com/other@v1.0.0"); w.Code != http.StatusNotFound { // learns that the proxy is supported
+					t.Fatalf("%d %s", w.Code, w.Body)
+				}
+				liar.Lie(c.lies)
+				for range 2 {
+					if w := get(t, db, "/lookup/example.com/hello@v1.0.0"); w.Code != c.want {
+						t.Errorf("%d %s, want %d", w.Code, w.Body, c.want)
+					}
+				}
+			})
+		})
+	}
+}
+
 // rude is a source that has only full tiles, and does not keep to limits.
 type rude struct{ *sumdbtest.Database }
 

@@ -34,7 +34,7 @@ const (
 
 	supportedFor   = time.Minute     // how long an answer to /supported is believed
 	unsupportedFor = 5 * time.Second // how long no answer to /supported is
-	failingFor     = 2 * time.Second // how long a source that failed is asked after the others
+	failingFor     = 2 * time.Second // how long a source that did not answer is asked after the others
 
 	maxFetches = 64 // requests to sources at the same time
 )
@@ -51,10 +51,12 @@ type source struct {
 	lastErrAt time.Time // guarded by mu
 }
 
+// failing reports whether s did not answer a moment ago, so that asking it is likely to cost time. One whose answer did
+// not hold keeps its place: else the next lookup would end with another source's "not found", as if no check had failed.
 func (s *source) failing(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lastErr != nil && now.Sub(s.lastErrAt) < failingFor
+	return !noGood(s.lastErr) && s.lastErr != nil && now.Sub(s.lastErrAt) < failingFor
 }
 
 // blame remembers why s was of no use, for the status page and for the order in which sources are asked.
