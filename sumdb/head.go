@@ -105,7 +105,7 @@ func (db *DB) ensureHead(ctx context.Context) (head, error) {
 // bootstrap commits the first head, as any source signed by the database has it: trust on first use.
 func (db *DB) bootstrap(ctx context.Context) (head, error) {
 	v, err := db.once(ctx, "bootstrap", fetchBudget, func(ctx context.Context) (any, error) {
-		err := fmt.Errorf("no tree head of %s is committed, and there is nowhere to ask for one: %w", db.name, artifact.ErrUnavailable)
+		var err error
 		for s := range db.usable(ctx) {
 			h, err2 := db.latest(ctx, s)
 			if err2 == nil {
@@ -114,7 +114,10 @@ func (db *DB) bootstrap(ctx context.Context) (head, error) {
 			if err2 == nil {
 				return h, nil
 			}
-			err = absence(err2)
+			err = worse(err, absence(err2))
+		}
+		if err == nil {
+			err = fmt.Errorf("no tree head of %s is committed, and there is nowhere to ask for one: %w", db.name, artifact.ErrUnavailable)
 		}
 		return head{}, err
 	})

@@ -71,12 +71,13 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	db.metrics.served.WithLabelValues(class, strconv.Itoa(status)).Inc()
 }
 
-// serveSupported says whether this node can answer lookups. It never says 404: a client would go to the database itself.
+// serveSupported says whether this node can answer lookups: 200, or 503 whatever the reason, and above all never 404: a
+// client would go to the database itself.
 func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), supportedBudget)
 	defer cancel()
 	if _, err := db.ensureHead(ctx); err != nil {
-		return absence(err)
+		return fmt.Errorf("no lookup can be answered yet: %v: %w", err, artifact.ErrUnavailable)
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.Header().Set("Content-Length", "0")

@@ -28,10 +28,25 @@ func TestSupported(t *testing.T) {
 		}
 		l.src.Lie(sumdbtest.Lies{})
 		release := l.src.Hang()
-		if w := get(t, l, "/supported"); w.Code != http.StatusGatewayTimeout {
+		if w := get(t, l, "/supported"); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("no head, source hangs: %d", w.Code)
 		}
 		release()
+		for _, lies := range []sumdbtest.Lies{{WrongKey: true}, {HugeBody: true}, {TilesDown: true}, {TilesMissing: true}, {NoLatest: true}} {
+			l.src.Lie(lies)
+			if w := get(t, l, "/supported"); w.Code != http.StatusServiceUnavailable {
+				t.Errorf("no head, %+v: %d", lies, w.Code)
+			}
+			if _, err := l.bootstrap(t.Context()); err == nil || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("no head, %+v: bootstrap: %v", lies, err)
+			}
+			for _, path := range []string{"/latest", "/tile/8/0/000.p/1"} {
+				if w := get(t, l, path); w.Code != http.StatusServiceUnavailable && w.Code != http.StatusForbidden && w.Code != http.StatusBadGateway {
+					t.Errorf("no head, %+v, %s: %d", lies, path, w.Code)
+				}
+			}
+		}
+		l.src.Lie(sumdbtest.Lies{})
 		if w := get(t, l, "/supported"); w.Code != http.StatusOK || w.Body.Len() != 0 {
 			t.Errorf("no head, source up: %d %s", w.Code, w.Body)
 		}

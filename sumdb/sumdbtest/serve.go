@@ -19,6 +19,7 @@ import (
 type Lies struct {
 	Down         bool  // every request fails with an error, over HTTP with 503
 	Unsupported  bool  // /supported is 404
+	NoLatest     bool  // /latest is 404
 	Missing      bool  // every lookup is 404, as just after a version was published
 	FrozenAt     int64 // if not 0: /latest is the tree of this many records
 	RollBack     int64 // if not 0: the database behaves as if it had only this many records
@@ -154,6 +155,9 @@ func (d *Database) answer(ctx context.Context, path string) ([]byte, error) {
 		}
 		return nil, nil
 	case "latest":
+		if d.lies.NoLatest {
+			return nil, fs.ErrNotExist
+		}
 		return d.head(cut(d.size(), d.lies.FrozenAt)), nil
 	case "lookup":
 		return d.lookup(rest)
