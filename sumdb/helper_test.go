@@ -236,6 +236,24 @@ func background(t testing.TB, db *DB) {
 	})
 }
 
+// lockedBuffer is a log that many may write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func recordHash(text string) []byte {
 	h := tlog.RecordHash([]byte(text))
 	return h[:]

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -449,6 +451,70 @@ func TestFailedCheckThenNotFound(t *testing.T) {
 			})
 		})
 	}
+}
+
+// madSource and madCatalog panic while mad is set.
+type madSource struct {
+	Source
+	mad *atomic.Bool
+}
+
+func (m madSource) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	if m.mad.Load() {
+		panic("get " + path)
+	}
+	return m.Source.Get(ctx, path, limit)
+}
+
+type madCatalog struct {
+	Catalog
+	mad *atomic.Bool
+}
+
+func (m madCatalog) TreeHead(ctx context.Context, db string, below int64) ([]byte, error) {
+	if m.mad.Load() {
+		panic("tree head")
+	}
+	return m.Catalog.TreeHead(ctx, db, below)
+}
+
+// A panic in joined or background work is an error of that work, is logged with its stack, and is over the next time.
+func TestPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := sumdbtest.New("sum.example.com")
+		add(src, hello)
+		var mad atomic.Bool
+		mad.Store(true)
+		var log lockedBuffer
+		c := Config{Key: src.Key(), Catalog: sumdbtest.NewCatalog(src.Key()), Direct: madSource{src, &mad}, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		db := open(t, c)
+		for range 2 {
+			_, err := db.Record(t.Context(), hello)
+			if err == nil || !strings.Contains(err.Error(), "panic: get /lookup/") || strings.Contains(err.Error(), "goroutine") || statusOf(err) != http.StatusInternalServerError {
+				t.Errorf("Record: %v", err)
+			}
+		}
+		if !strings.Contains(log.String(), "goroutine") || !strings.Contains(log.String(), "madSource") {
+			t.Errorf("log: %s", log.String())
+		}
+		c.Catalog = madCatalog{c.Catalog, &mad}
+		inTheBackground := open(t, c)
+		h, err := db.openHead(src.Head(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inTheBackground.witness(h)
+		background(t, inTheBackground)
+		synctest.Wait()
+		for _, want := range []string{"refresh: panic: tree head", "check tree head: panic: tree head"} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no %q in the log: %s", want, log.String())
+			}
+		}
+		mad.Store(false)
+		want(t, db, hello)
+		want(t, inTheBackground, hello)
+	})
 }
 
 // rude is a source that has only full tiles, and does not keep to limits.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -187,6 +188,17 @@ func severity(err error) int {
 	return 2
 }
 
+// guard runs f. A panic in it, a bug of ours or of a parser, is an error: it must not take the process along.
+func (db *DB) guard(what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%.200s: panic: %v", what, p)
+			db.Log.Error("panic", "err", err, "stack", fmt.Sprintf("%.8000s", debug.Stack()))
+		}
+	}()
+	return f()
+}
+
 // once joins equal work. f runs on a context of its own, that ends with budget or with the DB, so that the first caller
 // to go away does not end it for the others. The caller itself waits no longer than its own ctx.
 func (db *DB) once(ctx context.Context, key string, budget time.Duration, f func(context.Context) (any, error)) (any, error) {
@@ -200,7 +212,12 @@ func (db *DB) once(ctx context.Context, key string, budget time.Duration, f func
 		defer db.end()
 		ctx, cancel := context.WithTimeout(db.ctx, budget)
 		defer cancel()
-		return f(ctx)
+		var v any
+		err := db.guard(key, func() (err error) {
+			v, err = f(ctx)
+			return err
+		})
+		return v, err
 	})
 	select {
 	case r := <-ch:

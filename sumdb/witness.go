@@ -40,7 +40,7 @@ func (db *DB) poll(ctx context.Context) {
 	retry := time.Second
 	for {
 		wait := jitter(db.HeadInterval)
-		if err := db.tick(ctx); err != nil && ctx.Err() == nil {
+		if err := db.guard("refresh", func() error { return db.tick(ctx) }); err != nil && ctx.Err() == nil {
 			db.Log.Warn("tree head not refreshed", "err", err)
 			wait, retry = min(jitter(retry), wait), min(2*retry, time.Minute)
 		} else {
@@ -89,7 +89,11 @@ func (db *DB) watch(ctx context.Context) {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(ctx, fetchBudget)
-			outcome, err := db.check(ctx, h)
+			outcome := "failed"
+			err := db.guard("check tree head", func() (err error) {
+				outcome, err = db.check(ctx, h)
+				return err
+			})
 			cancel()
 			db.metrics.witness(outcome)
 			if err == nil {
