@@ -214,7 +214,7 @@ func wantFrozen(t *testing.T, l *lab, kept module.Version) {
 		t.Errorf("new record: %v", err)
 	}
 	w := get(t, l, "/lookup/example.com/fresh@v1.0.0")
-	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "two histories") || w.Header().Get("Retry-After") == "" {
+	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "two histories") || !strings.Contains(w.Body.String(), "modmirror sumdb ack-fork") || w.Header().Get("Retry-After") == "" {
 		t.Errorf("new lookup: %d %s", w.Code, w.Body)
 	}
 	wantLines(t, newGoClient(l, l.Key, nil), kept)

@@ -200,7 +200,7 @@ func (db *DB) frozen(ctx context.Context) error {
 }
 
 func frozenBy(f artifact.Fork) error {
-	return fmt.Errorf("%s signed two histories that contradict each other; nothing new is verified until an operator decides: %w", f.Database, errFrozen)
+	return fmt.Errorf("%s signed two histories that contradict each other; nothing new is verified until an operator has run 'modmirror sumdb ack-fork': %w", f.Database, errFrozen)
 }
 
 // fork commits the evidence f and returns an error that matches errFrozen. Evidence that proves nothing is refused.
