@@ -3,6 +3,7 @@ package artifact
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/semver"
@@ -25,6 +26,26 @@ func ParseList(b []byte, path string) []string {
 	}
 	SortVersions(list)
 	return slices.Compact(list)
+}
+
+// NewestPseudoVersion returns the pseudo-version of the latest time in an upstream's answer to /@v/list of path, or "".
+// The time is that of the line, or else the one in the version. The go command takes it if the upstream has no @latest.
+func NewestPseudoVersion(b []byte, path string) string {
+	best, bestTime := "", time.Time{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) == 0 || !module.IsPseudoVersion(f[0]) || module.CanonicalVersion(f[0]) != f[0] || module.Check(path, f[0]) != nil {
+			continue
+		}
+		t, err := module.PseudoVersionTime(f[0])
+		if len(f) > 1 {
+			t, err = time.Parse(time.RFC3339, f[1])
+		}
+		if err == nil && t.After(bestTime) {
+			best, bestTime = f[0], t
+		}
+	}
+	return strings.Clone(best)
 }
 
 // FormatList returns the answer to /@v/list: the versions as they are, one a line. Of none it is empty, not nil.

@@ -57,3 +57,21 @@ func FuzzParseList(f *testing.F) {
 		}
 	})
 }
+
+func TestNewestPseudoVersion(t *testing.T) {
+	const a, b = "v0.0.0-20200101000000-0123456789ab", "v1.2.1-0.20190101000000-0123456789ab"
+	for list, want := range map[string]string{
+		"":                                       "",
+		"v1.0.0\nrubbish\n":                      "",
+		a + "\n" + b:                             a,
+		b + "\n" + a:                             a,
+		a + "\n" + b + " 2021-01-01T00:00:00Z\n": b,
+		a + " yesterday\n" + b:                   b,
+		"v2.0.0-20210101000000-0123456789ab\n":   "", // not of this path
+		"v0.0.0-20219901000000-0123456789ab\n":   "",
+	} {
+		if got := NewestPseudoVersion([]byte(list), "example.com/m"); got != want {
+			t.Errorf("NewestPseudoVersion(%q) = %q, want %q", list, got, want)
+		}
+	}
+}
