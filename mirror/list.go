@@ -5,36 +5,74 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/semver"
 
 	"modmirror/mirror/artifact"
 )
 
 // askList asks the upstream for the list of path.
 func (m *Mirror) askList(ctx context.Context, path string) (*seen, error) {
+	body, err := m.listed(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	versions := artifact.ParseList(body, path)
+	at := time.Now()
+	half := artifact.Listing{Path: path, Versions: newestOf(versions, maxListing), Listed: at.UTC().Truncate(time.Second)}
+	m.makeKnown(ctx, half, func(l artifact.Listing) bool { return !l.Listed.IsZero() && slices.Equal(l.Versions, half.Versions) }, len(versions)-len(half.Versions))
+	return &seen{versions: versions, at: at}, nil
+}
+
+// listed returns the upstream's list of path. Lines that are no versions are for the caller to leave out, as the go
+// command does. But a page of HTML must not become an empty list.
+func (m *Mirror) listed(ctx context.Context, path string) ([]byte, error) {
 	body, err := m.config.Upstream.Versions(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	// Lines that are no versions are left out, as the go command does. But a page of HTML must not become an empty list.
 	if !utf8.Valid(body) || bytes.ContainsAny(body, "<\x00") {
-		return nil, fmt.Errorf("list of %s: not a list: %w", path, artifact.ErrMalformed)
+		return nil, fmt.Errorf("the upstream's answer is not a list: %w", artifact.ErrMalformed)
 	}
-	versions := artifact.ParseList(body, path)
-	at := time.Now()
-	if len(body) <= maxListing {
-		half := artifact.Listing{Path: path, Versions: versions, Listed: at.UTC().Truncate(time.Second)}
-		m.makeKnown(ctx, half, func(l artifact.Listing) bool { return !l.Listed.IsZero() && slices.Equal(l.Versions, versions) })
-	}
-	return m.union(ctx, path, versions, at)
+	return body, nil
 }
 
-// heldList returns the list that the catalog knows, united with what was published.
+// maxListing bounds the versions of a list that are made known to the catalog, in bytes of the list: replicate takes
+// commands of 512 KiB, and the path and the length of each version need room, too.
+const maxListing = 448 << 10
+
+// newestOf returns the last of sorted versions, as many as make a list of at most this many bytes.
+func newestOf(versions []string, size int) []string {
+	first := len(versions)
+	for first > 0 && size > len(versions[first-1]) {
+		first--
+		size -= len(versions[first]) + 1
+	}
+	return versions[first:]
+}
+
+// makeKnown tells the catalog one half of what is known of a path, unless that is what it knows already. So many
+// versions had no place in it.
+func (m *Mirror) makeKnown(ctx context.Context, half artifact.Listing, same func(known artifact.Listing) bool, left int) {
+	known, err := m.config.Index.Listing(ctx, half.Path)
+	if err == nil && same(known) {
+		return
+	}
+	if left > 0 {
+		m.log.Warn("a list is too long for the catalog: offline and after a restart, its oldest versions are missing unless they are held",
+			"module", half.Path, "kept", len(half.Versions), "missing", left)
+	}
+	if err == nil || isAbsent(err) {
+		err = m.config.Index.PublishListing(ctx, half)
+	}
+	if err != nil { // it is served anyway; only another node, or an offline one, will not know
+		m.log.Info("cannot make a list known to the catalog", "module", half.Path, "err", err)
+	}
+}
+
+// heldList returns the list that the catalog knows, if it knows one or anything was published.
 func (m *Mirror) heldList(ctx context.Context, path string) (*seen, error) {
 	l, err := m.config.Index.Listing(ctx, path)
 	if err != nil && !isAbsent(err) {
@@ -43,46 +81,35 @@ func (m *Mirror) heldList(ctx context.Context, path string) (*seen, error) {
 	if l.Listed.IsZero() {
 		versions, err := m.committed(ctx, path)
 		if err != nil || len(versions) == 0 {
-			return nil, orNotExist(err)
+			return nil, orElse(err, notExist("%s: no version list is held here", path))
 		}
 	}
 	if l.Versions == nil {
 		l.Versions = []string{}
 	}
-	return m.union(ctx, path, l.Versions, l.Listed)
+	return &seen{versions: l.Versions, at: l.Listed}, nil
 }
 
-// union returns the answer that lists versions and what was published of path. Versions are sorted, without
+// settleList returns the answer that lists what the upstream listed and what was published. Versions are sorted, without
 // pseudo-versions: the go command would ask for the info of the newest.
-func (m *Mirror) union(ctx context.Context, path string, versions []string, at time.Time) (*seen, error) {
+func (m *Mirror) settleList(ctx context.Context, path string, s *seen) (*seen, bool, error) {
 	all, err := m.committed(ctx, path)
 	if err != nil {
-		return nil, err
+		return nil, false, err
+	}
+	now := *s
+	now.counted = len(all)
+	if s.absent != nil {
+		if len(all) == 0 {
+			return &now, true, nil
+		}
+		now.absent, now.versions = nil, []string{} // something was published meanwhile
 	}
 	all = slices.DeleteFunc(all, module.IsPseudoVersion)
-	all = append(all, versions...)
+	all = append(all, now.versions...)
 	artifact.SortVersions(all)
-	body := artifact.FormatList(slices.Compact(all))
-	return &seen{answer: newAnswer(body, typeText, shortCached, ""), versions: versions, at: at}, nil
-}
-
-// relist renews the list of path in memory after a version of it was published.
-func (m *Mirror) relist(ctx context.Context, path string) {
-	s, ok := m.list.memory.get(path)
-	if !ok {
-		return
-	}
-	if s.absent != nil {
-		m.list.memory.drop(path)
-		return
-	}
-	now, err := m.union(ctx, path, s.versions, s.at)
-	if err != nil {
-		m.list.memory.drop(path)
-		return
-	}
-	now.failed = s.failed
-	m.list.keep(path, now)
+	now.answer = newAnswer(artifact.FormatList(slices.Compact(all)), typeText, shortCached, "")
+	return &now, true, nil
 }
 
 // committed returns the versions of which anything is published. It owns the slice.
@@ -92,63 +119,6 @@ func (m *Mirror) committed(ctx context.Context, path string) ([]string, error) {
 		return nil, fmt.Errorf("versions of %s: %w", path, err)
 	}
 	return slices.Clone(versions), nil
-}
-
-// askLatest asks the upstream for @latest of path.
-func (m *Mirror) askLatest(ctx context.Context, path string) (*seen, error) {
-	body, err := m.config.Upstream.Latest(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	info, err := parseResolved(body, path)
-	if err != nil {
-		return nil, fmt.Errorf("latest of %s: %w", path, err)
-	}
-	at := time.Now()
-	half := artifact.Listing{Path: path, Latest: info, Latested: at.UTC().Truncate(time.Second)}
-	m.makeKnown(ctx, half, func(l artifact.Listing) bool { return bytes.Equal(l.Latest, info) })
-	return &seen{answer: newAnswer(info, typeJSON, shortCached, ""), at: at}, nil
-}
-
-// heldLatest returns what the upstream said last, or else the newest version that was published.
-func (m *Mirror) heldLatest(ctx context.Context, path string) (*seen, error) {
-	l, err := m.config.Index.Listing(ctx, path)
-	if err != nil && !isAbsent(err) {
-		return nil, err
-	}
-	if len(l.Latest) > 0 {
-		return &seen{answer: newAnswer(l.Latest, typeJSON, shortCached, ""), at: l.Latested}, nil
-	}
-	versions, err := m.committed(ctx, path)
-	if err != nil || len(versions) == 0 {
-		return nil, orNotExist(err)
-	}
-	newest := slices.MaxFunc(versions, compareLatest)
-	mv := module.Version{Path: path, Version: newest}
-	body := artifact.RevInfo{Version: newest}.JSON()
-	if man, err := m.manifest(ctx, mv); err == nil && !man.Info.IsZero() {
-		if small, f, err := m.load(ctx, man, artifact.Info); err == nil && f == nil {
-			body = small
-		}
-	}
-	return &seen{answer: newAnswer(body, typeJSON, shortCached, "")}, nil
-}
-
-// compareLatest orders versions as @latest prefers them: releases, pre-releases, pseudo-versions.
-func compareLatest(a, b string) int {
-	rank := func(v string) int {
-		switch {
-		case module.IsPseudoVersion(v):
-			return 0
-		case semver.Prerelease(v) != "":
-			return 1
-		}
-		return 2
-	}
-	if ra, rb := rank(a), rank(b); ra != rb {
-		return ra - rb
-	}
-	return semver.Compare(a, b)
 }
 
 // query answers what a branch, a commit or a prefix means now. There is no older answer to fall back on: it would be
@@ -195,7 +165,7 @@ func parseResolved(body []byte, path string) ([]byte, error) {
 		return nil, err
 	}
 	if err := module.Check(path, info.Version); err != nil {
-		return nil, fmt.Errorf("info of another module's version: %s: %w", strings.TrimSpace(err.Error()), artifact.ErrMalformed)
+		return nil, fmt.Errorf("the upstream answers with version %s, which this path cannot have: %w", info.Version, artifact.ErrMalformed)
 	}
 	return info.JSON(), nil
 }

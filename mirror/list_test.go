@@ -23,6 +23,8 @@ type lister struct {
 	mu     sync.Mutex
 	list   string
 	latest string
+	infos  map[string]string // of queries; nil: latest
+	none   bool              // there is no @latest
 	err    error
 	delay  time.Duration
 	asked  int
@@ -50,11 +52,22 @@ func (l *lister) Versions(ctx context.Context, _ string) ([]byte, error) {
 }
 
 func (l *lister) Latest(ctx context.Context, _ string) ([]byte, error) {
-	return l.answer(ctx, func() string { return l.latest })
+	b, err := l.answer(ctx, func() string { return l.latest })
+	if err == nil && l.none {
+		return nil, notExist("no @latest")
+	}
+	return b, err
 }
 
-func (l *lister) Query(ctx context.Context, _, _ string) ([]byte, error) {
-	return l.answer(ctx, func() string { return l.latest })
+func (l *lister) Query(ctx context.Context, _, query string) ([]byte, error) {
+	b, err := l.answer(ctx, func() string { return l.latest })
+	if err != nil || l.infos == nil {
+		return b, err
+	}
+	if info, ok := l.infos[query]; ok {
+		return []byte(info), nil
+	}
+	return nil, notExist("no %s", query)
 }
 
 // bench is a mirror without a network, for tests with a clock of their own.
@@ -290,36 +303,145 @@ func TestPublishDuringList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &lister{}, newMemIndex())
 		b.set("v1.0.0\n", "", nil, 0)
-		b.index.asked = func(what string) {
-			if what == "versions" {
-				b.index.asked = nil
-				b.index.commit(t, "example.com/m", "v1.1.0")
-				b.published(t.Context(), module.Version{Path: "example.com/m", Version: "v1.1.0"})
-			}
-		}
+		b.publishAfterLook("v1.1.0")
 		b.want(listOf, 200, "v1.0.0\n") // it was asked for before
+		synctest.Wait()
 		b.want(listOf, 200, "v1.0.0\nv1.1.0\n")
 		b.asked(1)
 	})
 }
 
-// PROTOCOL 3: @latest is upstream's word, or the last one, or the newest that was published.
-func TestLatest(t *testing.T) {
+// publishAfterLook publishes a version once somebody has asked the catalog for the versions, and before it is told.
+func (b *bench) publishAfterLook(version string) {
+	b.index.asked = func(what string) {
+		if what == "versions" {
+			b.index.asked = nil
+			b.index.commit(b.t, "example.com/m", version)
+			go b.published(b.t.Context(), module.Version{Path: "example.com/m", Version: version})
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// A version that is published while "no such module" is made is not hidden by it.
+func TestPublishDuringMiss(t *testing.T) {
+	for path, body := range map[string]string{listOf: "v1.1.0\n", latestOf: `{"Version":"v1.1.0"}`} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t, &lister{}, newMemIndex())
+			b.set("", "", notExist("no such module"), 0)
+			b.publishAfterLook("v1.1.0")
+			w := httptest.NewRecorder()
+			b.ServeHTTP(w, httptest.NewRequest("GET", path, nil)) // it was asked for before
+			synctest.Wait()
+			b.want(path, 200, body)
+		})
+	}
+}
+
+// Of two publications that meet, the slower one does not undo what the faster one made known.
+func TestPublishTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, &lister{}, newMemIndex())
-		b.set("", `{"Version": "v0.0.0-20200101000000-0123456789ab", "Time":"2020-01-01T00:00:00Z","X":1}`, nil, 0)
-		b.want(latestOf, 200, `{"Version":"v0.0.0-20200101000000-0123456789ab","Time":"2020-01-01T00:00:00Z"}`)
-		for body, status := range map[string]int{`{"Version":"v2.0.0"}`: 502, `{"Version":"main"}`: 502, `<html>`: 502, `{}`: 502} {
-			b.set("", body, nil, 0)
-			b.want("/example.com/other/@latest", status, "")
+		b.set("v1.0.0\n", "", nil, 0)
+		b.want(listOf, 200, "v1.0.0\n")
+		publish := func(version string) {
+			b.index.commit(t, "example.com/m", version)
+			b.published(t.Context(), module.Version{Path: "example.com/m", Version: version})
 		}
-		b.set("", "", fmt.Errorf("x: %w", fs.ErrNotExist), 0)
-		b.want("/example.com/none/@latest", 404, "")
-		for _, v := range []string{"v1.2.0-0.20200101000000-0123456789ab", "v1.2.0-pre", "v1.1.0", "v1.0.0"} {
-			b.index.commit(t, "example.com/pub", v)
+		b.index.asked = func(what string) {
+			if what == "versions" {
+				b.index.asked = nil
+				go publish("v1.2.0")
+				time.Sleep(time.Second)
+			}
 		}
-		b.want("/example.com/pub/@latest", 200, `{"Version":"v1.1.0"}`)
+		publish("v1.1.0")
+		synctest.Wait()
+		b.set("", "", artifact.ErrUnavailable, 0)
+		for range 2 { // from memory, and as what is better than nothing
+			b.want(listOf, 200, "v1.0.0\nv1.1.0\nv1.2.0\n")
+			time.Sleep(6 * time.Hour)
+		}
 	})
+}
+
+// What another node publishes is in a list at the latest when it is refreshed, also if the upstream fails then.
+func TestStaleListHasPublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &lister{}, newMemIndex())
+		b.set("v1.0.0\n", "", nil, 0)
+		b.want(listOf, 200, "v1.0.0\n")
+		b.index.commit(t, "example.com/m", "v1.1.0")
+		b.set("", "", artifact.ErrUnavailable, 0)
+		time.Sleep(time.Hour)
+		b.want(listOf, 200, "v1.0.0\nv1.1.0\n")
+	})
+}
+
+// An older answer is better than none when there can be no newer one: the queue is full, or the mirror shuts down.
+func TestStaleWithoutRefresh(t *testing.T) {
+	for name, prevent := range map[string]func(b *bench) (undo func()){
+		"queue full": func(b *bench) func() {
+			for range cap(b.flights.queue) {
+				b.flights.queue <- struct{}{}
+			}
+			return func() {
+				for range cap(b.flights.queue) {
+					<-b.flights.queue
+				}
+			}
+		},
+		"closed": func(b *bench) func() {
+			if err := b.Close(b.t.Context()); err != nil {
+				b.t.Error(err)
+			}
+			return func() {}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, &lister{}, newMemIndex())
+				b.set("v1.0.0\n", `{"Version":"v1.0.0"}`, nil, 0)
+				for range 2 { // the second time, memory is empty
+					b.want(listOf, 200, "v1.0.0\n")
+					b.want(latestOf, 200, `{"Version":"v1.0.0"}`)
+					time.Sleep(5 * time.Minute)
+					undo := prevent(b)
+					b.want(listOf, 200, "v1.0.0\n")
+					b.want(latestOf, 200, `{"Version":"v1.0.0"}`)
+					b.want("/example.com/other/@v/list", 503, "")
+					undo()
+					b = newBench(t, b.up, b.index)
+				}
+			})
+		})
+	}
+}
+
+// A list that is too long for the catalog is kept in part, the newest versions; a long one is kept whole.
+func TestLongList(t *testing.T) {
+	var long, longer strings.Builder
+	for i := range 30_001 {
+		fmt.Fprintf(&long, "v0.0.%d\n", i+1)
+	}
+	for i := range 50_000 {
+		fmt.Fprintf(&longer, "v0.10.%d\n", i+1)
+	}
+	for body, first := range map[string]string{long.String(): "v0.0.1", longer.String(): ""} {
+		up := &lister{list: body}
+		b := newBench(t, up, newMemIndex())
+		b.want(listOf, 200, body)
+		b = newBench(t, nil, b.index) // offline
+		w := httptest.NewRecorder()
+		b.ServeHTTP(w, httptest.NewRequest("GET", listOf, nil))
+		got := w.Body.String()
+		if w.Code != 200 || !strings.HasSuffix(body, got) || !strings.HasPrefix(got, "v0.") || len(got) < maxListing-20 && len(got) != len(body) || len(got) > maxListing {
+			t.Errorf("a list of %d bytes: %d, %d bytes %.20q", len(body), w.Code, len(got), got)
+		}
+		if first != "" && got != body {
+			t.Errorf("a list of %d bytes is cut to %d", len(body), len(got))
+		}
+	}
 }
 
 // A module that upstream does not know is asked for again after a while, and a list in between does not wait for it.

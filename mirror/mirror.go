@@ -134,8 +134,6 @@ type Mirror struct {
 	checks   chan struct{}
 	draining atomic.Bool
 
-	publications atomic.Uint64 // how many there were through this Mirror
-
 	step func(string) // tests stop an ingest with it; nil otherwise
 }
 
@@ -173,8 +171,9 @@ func New(c Config) (*Mirror, error) {
 		zips:     make(chan struct{}, c.MaxZipFetches),
 		checks:   make(chan struct{}, c.MaxChecks),
 	}
-	m.list = newTopic(m, classList, m.askList, m.heldList)
-	m.latest = newTopic(m, classLatest, m.askLatest, m.heldLatest)
+	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
+	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
+	m.latest.ask, m.latest.held, m.latest.settle = m.askLatest, m.heldLatest, m.settleLatest
 	var err error
 	m.metrics, err = newMetrics(c.Metrics, func() float64 { _, b := m.hot.size(); return float64(b) })
 	if err != nil {

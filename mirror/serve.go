@@ -281,11 +281,8 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 
 // published is called when something of mv was published here: what memory says of it may be out of date.
 func (m *Mirror) published(ctx context.Context, mv module.Version) {
-	m.publications.Add(1)
-	m.relist(ctx, mv.Path)
-	if s, ok := m.latest.memory.get(mv.Path); ok && (s.absent != nil || m.config.Upstream == nil) {
-		m.latest.memory.drop(mv.Path)
-	}
+	m.list.published(ctx, mv.Path)
+	m.latest.published(ctx, mv.Path)
 }
 
 // sendAnswer sends a. What is not an artifact has no ETag and no ranges.

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
+	"net/http"
 	"time"
-
-	"modmirror/mirror/artifact"
 )
 
 // topic is one kind of answer that changes: the lists of all module paths, or their @latest.
@@ -19,29 +20,52 @@ import (
 //
 // An error is not remembered, except that a failing upstream is not asked again for a moment while there is an older
 // answer, and that "no such module" is believed for NegativeTTL.
+//
+// Whoever puts an answer into memory takes its turn for the path, and reads the catalog in it. So of two that do it at
+// the same time, a refresh and a publication or two publications, the last one has seen what both of them know: what was
+// published is never missing from memory, however the two are interleaved.
 type topic struct {
 	m      *Mirror
 	class  class
 	memory *cache[*seen]
-	// ask returns the upstream's answer, after making it known to the catalog. fs.ErrNotExist: it knows no such module.
+	turns  [64]chan struct{} // by hash of the path; held while the catalog is read, never while anybody else is asked
+	// ask returns what the upstream says, after making it known to the catalog. fs.ErrNotExist: it knows no such module.
 	ask func(ctx context.Context, path string) (*seen, error)
-	// held returns the answer that the catalog alone can give; fs.ErrNotExist if it can give none.
+	// held returns what the catalog alone can say; fs.ErrNotExist if it can say nothing.
 	held func(ctx context.Context, path string) (*seen, error)
+	// settle brings an answer up to date with the catalog, and says whether it may be remembered.
+	settle func(ctx context.Context, path string, s *seen) (now *seen, keep bool, err error)
 }
 
 // seen is an answer with its age. It never changes once in memory.
 type seen struct {
-	answer   *answer   // nil if absent
+	answer   *answer   // nil if absent, and of a list until it is settled
 	absent   error     // why there is none
 	versions []string  // of a list: what the upstream said
+	counted  int       // how many published versions were considered; upstreamOnly if the upstream's word was all
 	at       time.Time // when that was true
 	failed   time.Time // when the upstream last failed to give a newer one
 }
 
+const upstreamOnly = -1
+
 const failedWait = 5 * time.Second // before an upstream that failed is asked again for the same thing
 
-func newTopic(m *Mirror, c class, ask, held func(context.Context, string) (*seen, error)) *topic {
-	return &topic{m: m, class: c, memory: newCache[*seen](1<<16, m.config.ListBytes), ask: ask, held: held}
+func newTopic(m *Mirror, c class) *topic {
+	t := &topic{m: m, class: c, memory: newCache[*seen](1<<16, m.config.ListBytes)}
+	for i := range t.turns {
+		t.turns[i] = make(chan struct{}, 1)
+	}
+	return t
+}
+
+// turn waits for the turn for path and returns what ends it. It heeds no context: a publication must be seen.
+func (t *topic) turn(path string) (end func()) {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, path) // never fails
+	c := t.turns[h.Sum32()%uint32(len(t.turns))]
+	c <- struct{}{}
+	return func() { <-c }
 }
 
 // get returns the answer for a module path.
@@ -66,29 +90,41 @@ func (t *topic) get(ctx context.Context, path string, cachedOnly bool) (*answer,
 		}
 	}
 	if cachedOnly {
-		s, err := t.held(ctx, path)
+		s, err := t.known(ctx, path)
 		if err != nil {
-			return nil, 0, fmt.Errorf("%s %s: nothing held: %w", path, t.class, err)
+			return nil, 0, err
 		}
 		return s.answer, outcomeHit, nil
 	}
 	return t.wait(ctx, path, s)
 }
 
-// wait refreshes and waits: for a moment if there is something older, then for as long as a client waits at most.
+// known returns the answer that the catalog alone can give.
+func (t *topic) known(ctx context.Context, path string) (*seen, error) {
+	s, err := t.held(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err = t.settle(ctx, path, s)
+	return s, err
+}
+
+// wait refreshes and waits: for a moment if there is something older, then for as long as a client waits at most. If
+// there can be no refresh, whatever the reason, something older is better than an error; but a refusal is an answer.
 func (t *topic) wait(ctx context.Context, path string, old *seen) (*answer, outcome, error) {
 	total := t.m.config.ClientWait
 	first := min(t.m.config.StaleWait, total)
 	l, err := t.fly(ctx, path, first)
-	var late *waitError
-	if errors.As(err, &late) {
+	if err != nil && ctx.Err() == nil && statusOf(err) >= http.StatusInternalServerError {
 		if old == nil {
-			old, _ = t.held(ctx, path)
+			old, _ = t.known(ctx, path)
 		}
 		if old != nil {
 			return t.stale(old)
 		}
-		l, err = t.fly(ctx, path, total-first)
+		if late := (*waitError)(nil); errors.As(err, &late) {
+			l, err = t.fly(ctx, path, total-first)
+		}
 	}
 	if err != nil {
 		return nil, 0, err
@@ -123,16 +159,37 @@ func (t *topic) stale(s *seen) (*answer, outcome, error) {
 
 // refresh brings the answer for path up to date, as far as that is possible, and keeps it in memory.
 func (t *topic) refresh(ctx context.Context, path string) (*seen, error) {
-	began := t.m.publications.Load()
 	s, err := t.renew(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	t.keep(path, s)
-	if t.m.publications.Load() != began && s.versions != nil {
-		t.m.relist(ctx, path) // something was published after the catalog was asked
+	defer t.turn(path)()
+	now, keep, err := t.settle(ctx, path, s)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
+	if keep {
+		t.keep(path, now)
+	} else {
+		t.memory.drop(path)
+	}
+	return now, nil
+}
+
+// published brings memory up to date after something of path was published.
+func (t *topic) published(ctx context.Context, path string) {
+	defer t.turn(path)()
+	s, ok := t.memory.get(path)
+	if !ok || s.counted == upstreamOnly {
+		return
+	}
+	if s.versions != nil {
+		if now, keep, err := t.settle(ctx, path, s); err == nil && keep {
+			t.keep(path, now)
+			return
+		}
+	}
+	t.memory.drop(path)
 }
 
 func (t *topic) renew(ctx context.Context, path string) (*seen, error) {
@@ -163,10 +220,12 @@ func (t *topic) renew(ctx context.Context, path string) (*seen, error) {
 // heldOf is held for a module that the upstream does not know any more: only what was published counts.
 func (t *topic) heldOf(ctx context.Context, path string) (*seen, error) {
 	if versions, err := t.m.committed(ctx, path); err != nil || len(versions) == 0 {
-		return nil, orNotExist(err)
+		return nil, orElse(err, errNothing)
 	}
 	return t.held(ctx, path)
 }
+
+var errNothing = notExist("nothing of it is published")
 
 // orAbsent returns what is held, as of now, or remembers for a while that there is nothing, because of why.
 func (t *topic) orAbsent(ctx context.Context, path string, held func(context.Context, string) (*seen, error), why error) (*seen, error) {
@@ -205,28 +264,10 @@ func (e *rememberedError) Unwrap() error { return e.err }
 
 func remember(err error) error { return &rememberedError{err} }
 
-var errNothing = notExist("nothing is published")
-
-func orNotExist(err error) error {
+// orElse returns err, or other if there is none.
+func orElse(err, other error) error {
 	if err != nil {
 		return err
 	}
-	return errNothing
-}
-
-// maxListing bounds a list that is made known to the catalog, in bytes: a Raft entry should not be larger.
-const maxListing = 256 << 10
-
-// makeKnown tells the catalog one half of what is known of a path, unless that is what it knows already.
-func (m *Mirror) makeKnown(ctx context.Context, half artifact.Listing, same func(known artifact.Listing) bool) {
-	known, err := m.config.Index.Listing(ctx, half.Path)
-	if err == nil && same(known) {
-		return
-	}
-	if err == nil || isAbsent(err) {
-		err = m.config.Index.PublishListing(ctx, half)
-	}
-	if err != nil { // it is served anyway; only another node, or an offline one, will not know
-		m.log.Info("cannot make a list known to the catalog", "module", half.Path, "err", err)
-	}
+	return other
 }
