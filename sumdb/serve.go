@@ -41,9 +41,13 @@ type composed struct {
 // ServeHTTP answers the protocol of the checksum database: /supported, /latest, /lookup/… and /tile/…. The prefix
 // /sumdb/<name> is already taken off r.URL.Path. Everything that can go wrong is found out here, with the status that it
 // deserves; x/mod's sumdb.Server, which knows only 404 and 500, is handed what is sure to work.
+//
+// With the header "Disable-Module-Fetch: true" the answer is put together from what is held, or is 404; no source is asked,
+// not even in the background.
 func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	class, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	var err error
+	only, err := strconv.ParseBool(r.Header.Get("Disable-Module-Fetch"))
+	only, err = only && err == nil, nil
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		class = "other"
@@ -53,13 +57,13 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		class = "other"
 		err = badRequest("path is too long")
 	case r.URL.Path == "/supported":
-		err = db.serveSupported(w, r)
+		err = db.serveSupported(w, r, only)
 	case r.URL.Path == "/latest":
-		err = db.serveLatest(w, r)
+		err = db.serveLatest(w, r, only)
 	case strings.HasPrefix(r.URL.Path, "/lookup/"):
-		err = db.serveLookup(w, r)
+		err = db.serveLookup(w, r, only)
 	case strings.HasPrefix(r.URL.Path, "/tile/"):
-		err = db.serveTile(w, r)
+		err = db.serveTile(w, r, only)
 	default:
 		class = "other"
 		err = &statusError{http.StatusNotFound, "a checksum database has /supported, /latest, /lookup and /tile"}
@@ -73,10 +77,10 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serveSupported says whether this node can answer lookups: 200, or 503 whatever the reason, and above all never 404: a
 // client would go to the database itself.
-func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
+func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request, only bool) error {
 	ctx, cancel := context.WithTimeout(r.Context(), supportedBudget)
 	defer cancel()
-	if _, err := db.ensureHead(ctx); err != nil {
+	if _, err := db.headOrHeld(ctx, only); err != nil {
 		return fmt.Errorf("no lookup can be answered yet: %v: %w", err, artifact.ErrUnavailable)
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
@@ -86,12 +90,34 @@ func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
+// headOrHeld returns the newest committed head. If there is none, it makes the first, unless only what is held will do:
+// then, and only then, an error matches [fs.ErrNotExist].
+func (db *DB) headOrHeld(ctx context.Context, only bool) (head, error) {
+	if !only {
+		h, err := db.ensureHead(ctx)
+		return h, absence(err)
+	}
+	h, err := db.committed(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return h, fmt.Errorf("no tree head of %s is held: %w", db.name, fs.ErrNotExist)
+	}
+	return h, err
+}
+
+// held returns err for an answer that only what is held will do for: a tile that is not is a reason for 404 then.
+func held(err error) error {
+	if errors.Is(err, errNotHeld) && !errors.Is(err, artifact.ErrDamaged) {
+		return fmt.Errorf("%v: %w", err, fs.ErrNotExist)
+	}
+	return err
+}
+
+func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request, only bool) error {
 	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
 	defer cancel()
-	now, err := db.ensureHead(ctx)
+	now, err := db.headOrHeld(ctx, only)
 	if err != nil {
-		return absence(err)
+		return err
 	}
 	h, err := db.heldHead(ctx, now, func(h head) error { // a head whose own edge this node can serve
 		if !db.edgeHeld(ctx, h, h, false) {
@@ -99,6 +125,9 @@ func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
 		}
 		return nil
 	})
+	if err != nil && only {
+		return held(err)
+	}
 	if err != nil && !db.edgeHeld(ctx, now, now, true) {
 		return err
 	}
@@ -110,7 +139,7 @@ func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request) error {
+func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, only bool) error {
 	m, err := parseLookupPath(r.URL.Path)
 	if err != nil {
 		return badRequest(err.Error())
@@ -120,7 +149,7 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), db.LookupBudget)
 	defer cancel()
-	c, err := db.compose(ctx, m)
+	c, err := db.compose(ctx, m, only)
 	if err != nil {
 		return err
 	}
@@ -145,46 +174,85 @@ func parseLookupPath(p string) (m module.Version, err error) {
 	return m, checkModule(m)
 }
 
-// compose returns the record of m with the head to answer it with, whose tiles are held.
-func (db *DB) compose(ctx context.Context, m module.Version) (composed, error) {
+// compose returns the record of m with the head to answer it with, whose tiles are held. If only is set, no source is asked.
+func (db *DB) compose(ctx context.Context, m module.Version, only bool) (composed, error) {
 	now, err := db.committed(ctx)
 	if c, ok := db.composed.get(m); ok && err == nil && c.newest == now.N {
 		return c, nil
 	}
-	record, err := db.Record(ctx, m)
+	ask := db.Record
+	if only {
+		ask = db.recordHeld
+	}
+	record, err := ask(ctx, m)
 	if err != nil {
 		return composed{}, err
 	}
-	if now, err = db.ensureHead(ctx); err != nil { // after Record: that may have moved it
-		return composed{}, absence(err)
+	if now, err = db.headOrHeld(ctx, only); err != nil { // after the record: that may have moved it
+		return composed{}, err
 	}
 	c := composed{record: record, newest: now.N}
-	if c.head, err = db.headToServe(ctx, record, now); err != nil {
+	c.head, err = db.headHeld(ctx, record, now)
+	switch {
+	case err != nil && only:
+		return composed{}, fmt.Errorf("answer for %s: %w", m, held(err))
+	case err != nil:
+		c.head, err = db.bestHead(ctx, record, now, true)
+	}
+	if err != nil {
 		return composed{}, fmt.Errorf("answer for %s: %w", m, absence(err))
 	}
+	if !only {
+		db.wantEdges(ctx, record, now)
+	}
 	c.record.Proof = nil // nobody asks for it here
-	db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
+	if !only {           // else a better one may be had
+		db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
+	}
 	return c, nil
 }
 
-// headToServe returns the head to answer record with: the deep anchor, the anchor, or now, the newest head. It is one with
-// which a client without any state gets all it needs from this node, tried out as such a client would. What the store has
-// comes first, even if an older head than these has to do; then what the sources have.
-func (db *DB) headToServe(ctx context.Context, record artifact.Record, now head) (head, error) {
+// recordHeld returns the record of m without a word to any source. An error matches [fs.ErrNotExist] if it is not held.
+func (db *DB) recordHeld(ctx context.Context, m module.Version) (artifact.Record, error) {
+	r, err := db.Catalog.Record(ctx, db.name, m)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	if r, ok := db.verified.get(m); ok {
+		return r, nil
+	}
+	return r, fmt.Errorf("the record of %s is not held: %w", m, fs.ErrNotExist)
+}
+
+// headHeld returns the head to answer record with from what the store has. What [DB.bestHead] finds there comes first, and
+// if that is nothing, an older head has to do.
+func (db *DB) headHeld(ctx context.Context, record artifact.Record, now head) (head, error) {
 	h, err := db.bestHead(ctx, record, now, false)
 	if err == nil {
 		return h, nil
 	}
-	h, err = db.heldHead(ctx, now, func(h head) error {
+	older, err2 := db.heldHead(ctx, now, func(h head) error {
 		_, err := db.prove(ctx, h, record, false)
 		return err
 	})
-	if err == nil {
-		return h, nil
+	if err2 == nil {
+		return older, nil
 	}
-	return db.bestHead(ctx, record, now, true)
+	return h, err
 }
 
+// wantEdges has the edges of now's anchors, where they are not held, fetched in the background: the next answer for record
+// can take them.
+func (db *DB) wantEdges(ctx context.Context, record artifact.Record, now head) {
+	for _, bits := range []uint{deepBits, anchorBits} {
+		if a, err := db.anchor(ctx, now, bits); err == nil && record.ID < a.N && !db.edgeHeld(ctx, a, now, false) {
+			db.witness(a)
+		}
+	}
+}
+
+// bestHead returns the head to answer record with: the deep anchor, the anchor, or now, the newest head. It is one with
+// which a client without any state gets all it needs from this node, tried out as such a client would.
 func (db *DB) bestHead(ctx context.Context, record artifact.Record, now head, online bool) (head, error) {
 	for _, bits := range []uint{deepBits, anchorBits} {
 		a, err := db.anchor(ctx, now, bits)
@@ -192,7 +260,6 @@ func (db *DB) bestHead(ctx context.Context, record artifact.Record, now head, on
 			continue
 		}
 		if !db.edgeHeld(ctx, a, now, online) {
-			db.witness(a) // fetches it in the background
 			continue
 		}
 		if _, err := db.prove(ctx, a, record, online); err == nil {
@@ -220,14 +287,14 @@ func (db *DB) heldHead(ctx context.Context, now head, held func(head) error) (he
 	return h, err
 }
 
-func (db *DB) serveTile(w http.ResponseWriter, r *http.Request) error {
+func (db *DB) serveTile(w http.ResponseWriter, r *http.Request, only bool) error {
 	t, err := parseTilePath(r.URL.Path)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
 	defer cancel()
-	data, err := db.tile(ctx, t)
+	data, err := db.tile(ctx, t, only)
 	if err != nil {
 		return err
 	}
@@ -261,11 +328,16 @@ func parseTilePath(p string) (tlog.Tile, error) {
 }
 
 // tile returns t: from the store, else from a source, authenticated against the committed head. A tile that lies beyond
-// it may be known to a newer one: a client may have seen that elsewhere.
-func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
-	b, held := db.Tiles.Tile(t)
-	if held == nil {
+// it may be known to a newer one: a client may have seen that elsewhere. If only is set, no source is asked.
+func (db *DB) tile(ctx context.Context, t tlog.Tile, only bool) ([]byte, error) {
+	b, missing := db.Tiles.Tile(t)
+	switch {
+	case missing == nil:
 		return b, nil
+	case only && errors.Is(missing, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s is not held: %w", t.Path(), fs.ErrNotExist)
+	case only:
+		return nil, unreadable(t, missing)
 	}
 	now, err := db.ensureHead(ctx)
 	if err != nil {
@@ -280,8 +352,8 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
 				return nil, absence(err)
 			}
 		}
-		if !errors.Is(held, fs.ErrNotExist) && !within(t, now.N) {
-			return nil, unreadable(t, held)
+		if !errors.Is(missing, fs.ErrNotExist) && !within(t, now.N) {
+			return nil, unreadable(t, missing)
 		}
 		if !within(t, now.N) {
 			return nil, fmt.Errorf("%s is beyond the tree of %d records: %w", t.Path(), now.N, fs.ErrNotExist)

@@ -440,6 +440,105 @@ func TestDamagedTileHeals(t *testing.T) {
 	}
 }
 
+// With "Disable-Module-Fetch" answers come from what is held, or are 404, and nobody is asked, in the background neither.
+func TestOnlyHeld(t *testing.T) {
+	l := newLab(t, 300, nil)
+	asked := 0
+	try := func(db *DB, value string, want map[string]int) {
+		t.Helper()
+		for path, status := range want {
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.Header.Set("Disable-Module-Fetch", value)
+			w := httptest.NewRecorder()
+			db.ServeHTTP(w, r)
+			if w.Code != status {
+				t.Errorf("%s: %d %s, want %d", path, w.Code, w.Body, status)
+			}
+		}
+		if n := l.src.Count(""); n != asked || len(db.queue) != 0 {
+			t.Errorf("%d requests, %d heads to check, want none", n-asked, len(db.queue))
+			asked = n
+		}
+	}
+	const kept, second, unknown = "/lookup/example.com/kept@v1.0.0", "/lookup/example.com/second@v1.0.0", "/lookup/example.com/hello@v1.0.0"
+	try(l.DB, "true", map[string]int{"/supported": 503, "/latest": 404, kept: 404, "/tile/8/0/000": 404})
+
+	l.seed(t, "kept") // 301
+	l.add(hello)
+	l.src.Grow(2000)
+	uncommitted := mv("example.com/uncommitted@v1.0.0")
+	l.add(uncommitted)
+	want(t, l.DB, uncommitted) // 2303
+	drain(t, l.DB)
+	asked = l.src.Count("")
+	for _, yes := range []string{"true", "1", "TRUE"} {
+		try(l.DB, yes, map[string]int{"/supported": 200, "/latest": 200, kept: 200, unknown: 404, "/lookup/example.com/uncommitted@v1.0.0": 200,
+			"/tile/8/0/001.p/45": 200, "/tile/8/0/003": 404, "/tile/8/0/099": 404})
+	}
+	try(open(t, Config{Key: l.Key, Catalog: l.cat, Direct: l.src}), "true", map[string]int{ // another node's tiles
+		"/supported": 200, "/latest": 404, kept: 404, unknown: 404, "/tile/8/0/001.p/45": 404})
+
+	name := keyOf(tileAt(0, 1)).path()
+	if err := l.tiles.root.WriteFile(name, []byte("damage"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	damaged := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: openTiles(t, l.tiles.root.Name()), Direct: l.src})
+	try(damaged, "true", map[string]int{kept: 503, "/tile/8/0/001.p/45": 503})
+
+	for _, no := range []string{"false", "", "maybe"} { // back to normal, all of it
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, unknown, nil)
+		r.Header.Set("Disable-Module-Fetch", no)
+		if l.ServeHTTP(w, r); w.Code != http.StatusOK {
+			t.Errorf("%q: %d %s", no, w.Code, w.Body)
+		}
+	}
+}
+
+// An anchor is answered only if its edge is held: a client whose tree is that of the newest head asks for it. Until it is
+// held, the newest head is the answer, and the edge is fetched in the background.
+func TestAnchorNeedsItsEdge(t *testing.T) {
+	l := newLab(t, 100, nil)
+	kept := l.seed(t, "kept") // 101
+	l.src.Grow(200)
+	l.seed(t, "second") // 302: the edge is tile 0/001.p/46
+	l.src.Grow(65536)
+	l.seed(t, "newer") // 65839
+	if err := l.tiles.root.Remove(keyOf(tileAt(0, 1)).path()); err != nil {
+		t.Fatal(err)
+	}
+	tiles := openTiles(t, l.tiles.root.Name())
+	narrow, err := l.src.Get(t.Context(), "/tile/8/0/001.p/46", tileBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tiles.Put([]tlog.Tile{tileAtW(0, 1, 46)}, [][]byte{narrow}); err != nil {
+		t.Fatal(err)
+	}
+	off := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: tiles, Offline: true})
+	if w := get(t, off, "/lookup/example.com/kept@v1.0.0"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "tree\n65839\n") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	wantLines(t, newGoClient(off, l.Key, l.src.Head(65839)), kept)
+
+	on := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: tiles, Direct: l.src})
+	r := httptest.NewRequest(http.MethodGet, "/lookup/example.com/kept@v1.0.0", nil)
+	r.Header.Set("Disable-Module-Fetch", "true")
+	if on.ServeHTTP(httptest.NewRecorder(), r); len(on.queue) != 0 {
+		t.Error("a request that must not fetch has an edge fetched")
+	}
+	if w := get(t, on, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n65839\n") {
+		t.Errorf("%s", w.Body)
+	}
+	if o := drain(t, on); len(o) != 1 || o[0] != "consistent" {
+		t.Errorf("heads checked: %q", o)
+	}
+	on.composed.put(kept, composed{}, 0)
+	if w := get(t, on, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n302\n") {
+		t.Errorf("%s", w.Body)
+	}
+}
+
 func TestSet(t *testing.T) {
 	a, b := sumdbtest.New("sum.example.com"), sumdbtest.New("sum.example.com/team/x")
 	both, onlyB := mv("example.com/both@v1.0.0"), mv("example.com/b@v1.0.0")
