@@ -173,23 +173,45 @@ func (f files) open(ctx context.Context, q question) (*answer, error) {
 	return &answer{url: name, size: info.Size(), body: file}, nil
 }
 
-// idleBody ends a read that gets no byte for d. The time that the reader needs for itself does not count.
+// idleBody ends a read that gets no byte for d, and a body that comes more slowly than minRate. The time that the reader
+// needs for itself does not count.
 type idleBody struct {
 	io.ReadCloser
 	d     time.Duration
 	timer *time.Timer // calls cancel
 	ctx   context.Context
 	done  func()
+
+	waited time.Duration // for n bytes, since the rate was last looked at
+	n      int
 }
 
 func (b *idleBody) Read(p []byte) (int, error) {
+	begin := time.Now()
 	b.timer.Reset(b.d)
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
 	if err != nil && err != io.EOF && b.ctx.Err() != nil {
 		err = context.Cause(b.ctx)
 	}
+	if err == nil {
+		err = b.account(n, time.Since(begin))
+	}
 	return n, err
+}
+
+// account notes that n bytes took so long. A sender that drips holds a slot as one that is silent does.
+func (b *idleBody) account(n int, took time.Duration) error {
+	b.n += n
+	b.waited += took
+	if b.waited < rateTime {
+		return nil
+	}
+	if float64(b.n) < minRate*b.waited.Seconds() {
+		return fmt.Errorf("too slow: %d bytes in %v: %w", b.n, b.waited.Round(time.Second), context.DeadlineExceeded)
+	}
+	b.n, b.waited = 0, 0
+	return nil
 }
 
 func (b *idleBody) Close() error {

@@ -18,7 +18,8 @@
 //     https or to a loopback address only, and stands in no error, log line or String.
 //   - At most 5 redirects are followed, none from https to http, none from a public address to one of an inner network,
 //     and none to link-local addresses, where clouds keep their secrets. The check is made on the address that is dialed.
-//   - Every wait ends: for a free slot of the host, for the header of the answer, for the next byte, for all by ctx.
+//   - Every wait ends: for a free slot of the host, for the header of the answer, for the next byte, for all by ctx. A
+//     body that comes with less than 1 KiB a second, over a minute, is given up like one that stalls.
 //     Every body has a limit, and one that is shorter or longer than declared is an error.
 //   - Errors say what they mean: see [Error].
 //
@@ -64,6 +65,10 @@ const (
 	maxList      = 8 << 20  // bytes of a /@v/list; the longest known have about 100 KiB
 	maxHeader    = 64 << 10 // bytes of the header of an answer
 	maxRedirects = 5
+
+	// A body that has less than minRate bytes a second, over rateTime of waiting for it, counts as stalled.
+	minRate  = 1 << 10
+	rateTime = time.Minute
 )
 
 func (c Config) withDefaults() Config {
