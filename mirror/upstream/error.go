@@ -39,7 +39,7 @@ type Error struct {
 	Source     string        // the entry's URL, without credentials
 	URL        string        // what was asked, without credentials and query
 	Status     int           // of the answer; 0 if there was none
-	Reason     string        // first lines of the answer's text, if it is plain
+	Reason     string        // first line of the answer's text, if it is plain
 	RetryAfter time.Duration // as the upstream said; 0 if it did not
 	Err        error         // what went wrong, if it is not the status alone
 
@@ -53,13 +53,16 @@ func (e *Error) Error() string {
 		s += ": " + strings.TrimSpace(strconv.Itoa(e.Status)+" "+http.StatusText(e.Status))
 	}
 	if e.Reason != "" {
-		s += ": " + strings.ReplaceAll(e.Reason, "\n", "; ")
+		s += ": " + e.Reason
 	}
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
 	return s
 }
+
+// RetryIn returns how long the upstream wants not to be asked; 0 if it did not say.
+func (e *Error) RetryIn() time.Duration { return e.RetryAfter }
 
 // Unwrap returns the cause and what e matches.
 func (e *Error) Unwrap() []error {
@@ -114,7 +117,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// statusError is the error of an answer whose status is not 200. It reads the first lines of the body.
+// statusError is the error of an answer whose status is not 200. It reads the beginning of the body.
 func statusError(source, url string, resp *http.Response, body io.Reader, secrets []string) *Error {
 	e := &Error{Source: source, URL: url, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now())}
 	b, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // a reason cut short is better than none
@@ -139,31 +142,28 @@ func retryAfter(s string, now time.Time) time.Duration {
 	return max(0, min(d, time.Hour))
 }
 
-// plainReason returns the first lines of a text/plain body as the go command would show them: up to a blank line, 8
-// lines, 600 bytes. A body with anything unprintable has none.
+// plainReason returns the first line of a text/plain body, of at most 600 bytes, if all of it is printable. What follows
+// is for whoever asks the upstream directly: another mirror says there what to do, and how its log calls the request.
 func plainReason(contentType string, body []byte) string {
 	t, params, err := mime.ParseMediaType(contentType)
 	charset := strings.ToLower(params["charset"])
 	if err != nil || t != "text/plain" || charset != "" && charset != "utf-8" && charset != "us-ascii" {
 		return ""
 	}
-	body, _, _ = bytes.Cut(bytes.TrimSpace(body), []byte("\n\n"))
+	line, _, _ := bytes.Cut(bytes.TrimSpace(body), []byte("\n"))
+	line = bytes.TrimSpace(line)
 	const maxReason = 600
-	if len(body) > maxReason {
-		body = body[:maxReason]
-		for len(body) > 0 && !utf8.RuneStart(body[len(body)-1]) {
-			body = body[:len(body)-1]
+	if len(line) > maxReason {
+		line = line[:maxReason]
+		for len(line) > 0 && !utf8.RuneStart(line[len(line)-1]) {
+			line = line[:len(line)-1]
 		}
-		body = bytes.TrimSuffix(body[:max(0, len(body)-1)], []byte("\n"))
+		line = line[:max(0, len(line)-1)]
 	}
-	lines := strings.Split(strings.ReplaceAll(string(body), "\r\n", "\n"), "\n")
-	lines = lines[:min(len(lines), 8)]
-	for _, l := range lines {
-		for _, r := range l {
-			if r == utf8.RuneError || !unicode.IsGraphic(r) && r != '\t' {
-				return ""
-			}
+	for _, r := range string(line) {
+		if r == utf8.RuneError || !unicode.IsGraphic(r) && r != '\t' {
+			return ""
 		}
 	}
-	return strings.Join(lines, "\n")
+	return string(line)
 }
