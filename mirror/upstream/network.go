@@ -123,11 +123,11 @@ func newNetwork(c Config) *network {
 
 var errInside = errors.New("leads to an address of an inner network")
 
-// proxy is http.ProxyFromEnvironment without its error, which prints the proxy's password.
+// proxy is http.ProxyFromEnvironment without its error, whose text is not ours: it must never print the proxy's password.
 func proxy(req *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(req)
 	if err != nil {
-		return nil, errors.New("the proxy in the environment (HTTPS_PROXY or HTTP_PROXY) is malformed")
+		return nil, errors.New("the proxy in the environment (HTTPS_PROXY or HTTP_PROXY) cannot be used")
 	}
 	return u, nil
 }

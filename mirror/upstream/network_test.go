@@ -2,11 +2,17 @@ package upstream
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 )
 
@@ -73,4 +79,86 @@ func TestRedirectsReachNoFurtherInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+}
+
+// resolveInside is a name server for which every name has the IPv4 address 127.0.0.1 and nothing else. It speaks DNS as
+// over TCP (RFC 1035, section 4.2.2) on one end of a pipe.
+func resolveInside(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		for {
+			var size uint16
+			if binary.Read(server, binary.BigEndian, &size) != nil {
+				return
+			}
+			q := make([]byte, size)
+			if _, err := io.ReadFull(server, q); err != nil {
+				return
+			}
+			end := 12 // of the question: the header, the labels, the root, type and class
+			for q[end] != 0 {
+				end += 1 + int(q[end])
+			}
+			end += 5
+			a := append([]byte{q[0], q[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, q[12:end]...)
+			if binary.BigEndian.Uint16(q[end-4:]) == 1 {
+				a[7] = 1
+				a = append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+			}
+			if _, err := server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...)); err != nil {
+				return
+			}
+		}
+	}()
+	return client, nil
+}
+
+// FAULTS 17, 19: a name that leads inside is no better than an address there.
+func TestRedirectToNameOfInside(t *testing.T) {
+	var asked int
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
+	defer srv.Close()
+	real := net.DefaultResolver
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: resolveInside}
+	defer func() { net.DefaultResolver = real }()
+	n := newNetwork(Config{MaxPerHost: 1})
+	defer n.close()
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ceiling, want := range map[reach]error{public: errInside, private: errInside, loopback: nil} {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://modules.example.:"+port, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := n.roundTripBelow(r, ceiling)
+		if !errors.Is(err, want) {
+			t.Errorf("below %d: %v, want %v", ceiling, err, want)
+		}
+		if err == nil {
+			resp.Body.Close()
+		}
+	}
+	if asked != 1 {
+		t.Errorf("%d requests arrived, want that of whoever is inside already", asked)
+	}
+}
+
+// A proxy of the environment that does not answer is not named with its password. The environment is read once in a
+// process, so this needs one of its own.
+func TestProxyErrorHidesPassword(t *testing.T) {
+	const child = "MODMIRROR_TEST_PROXY"
+	if os.Getenv(child) != "" {
+		_, err := parse(t, "https://modules.example", Config{}).Versions(t.Context(), anyModule.Path)
+		fmt.Println("error:", err)
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProxyErrorHidesPassword$")
+	cmd.Env = append(os.Environ(), child+"=1", "HTTPS_PROXY=http://user:s3cret@127.0.0.1:1", "NO_PROXY=")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "error: https://modules.example/") || strings.Contains(string(out), "s3cret") {
+		t.Errorf("%v:\n%s", err, out)
+	}
 }
