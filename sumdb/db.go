@@ -65,6 +65,9 @@ type Config struct {
 	Metrics prometheus.Registerer // nil: none
 }
 
+// errPrivate is matched by every error that names a private module: it is not logged.
+var errPrivate = fmt.Errorf("%w: private", artifact.ErrPolicy)
+
 const (
 	maxFlights = 4096 // pieces of joined work at the same time; each is a goroutine
 	maxLookups = 512  // lookups among them
@@ -218,7 +221,7 @@ func (db *DB) record(ctx context.Context, m module.Version) (r artifact.Record, 
 		return r, "", fmt.Errorf("%v: %w", err, artifact.ErrPolicy)
 	}
 	if db.Private != nil && db.Private(m.Path) {
-		return r, "", fmt.Errorf("%s is private and not asked of %s: %w", m, db.name, artifact.ErrPolicy)
+		return r, "", fmt.Errorf("%s is private and not asked of %s: %w", m, db.name, errPrivate)
 	}
 	r, err = db.Catalog.Record(ctx, db.name, m)
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -141,7 +141,7 @@ func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path st
 	}
 	r, err = db.verify(ctx, m, msg)
 	if noGood(err) {
-		err = fmt.Errorf("%s: %w", s, err)
+		err = fmt.Errorf("answer of %s: %w", s, err) // what did not hold may be a tile of another source
 		s.blame(err)
 	}
 	return r, absence(err)

@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/mod/module"
 	xsumdb "golang.org/x/mod/sumdb"
@@ -70,7 +68,7 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status := http.StatusOK
 	if err != nil {
-		status = writeError(w, err)
+		status = writeError(w, db.Log, err)
 	}
 	db.metrics.served.WithLabelValues(class, strconv.Itoa(status)).Inc()
 }
@@ -145,7 +143,7 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, only bool) err
 		return badRequest(err.Error())
 	}
 	if db.Private != nil && db.Private(m.Path) { // also if it was answered before
-		return fmt.Errorf("%s is private and not asked of %s; set GONOSUMDB for it: %w", m.Path, db.name, artifact.ErrPolicy)
+		return fmt.Errorf("%s is private and not asked of %s; set GONOSUMDB for it: %w", m.Path, db.name, errPrivate)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), db.LookupBudget)
 	defer cancel()
@@ -392,66 +390,3 @@ func (o ops) ReadRecords(context.Context, int64, int64) ([][]byte, error) {
 func (o ops) Lookup(context.Context, module.Version) (int64, error) { return o.record.ID, nil }
 
 func (o ops) ReadTileData(context.Context, tlog.Tile) ([]byte, error) { return o.tile, nil }
-
-// statusError is an error that is about the request.
-type statusError struct {
-	status int
-	text   string
-}
-
-func (e *statusError) Error() string { return e.text }
-
-func badRequest(text string) error { return &statusError{http.StatusBadRequest, text} }
-
-// statusOf returns the HTTP status for err. 404 is for what is known not to exist, and for nothing else.
-func statusOf(err error) int {
-	var se *statusError
-	switch {
-	case errors.As(err, &se):
-		return se.status
-	case errors.Is(err, artifact.ErrPolicy), errors.Is(err, artifact.ErrRefused):
-		return http.StatusForbidden
-	case errors.Is(err, artifact.ErrMalformed):
-		return http.StatusBadGateway
-	case errors.Is(err, context.DeadlineExceeded):
-		return http.StatusGatewayTimeout
-	case errors.Is(err, artifact.ErrUnavailable), errors.Is(err, artifact.ErrDamaged), errors.Is(err, context.Canceled):
-		return http.StatusServiceUnavailable
-	case errors.Is(err, fs.ErrNotExist):
-		return http.StatusNotFound
-	}
-	return http.StatusInternalServerError
-}
-
-// writeError answers with err, in the form that the go command shows to its user: plain text, the reason in the first line.
-func writeError(w http.ResponseWriter, err error) int {
-	status := statusOf(err)
-	h := w.Header()
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", cacheNever)
-	if status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout {
-		h.Set("Retry-After", "5")
-	}
-	w.WriteHeader(status)
-	fmt.Fprintln(w, plain(err.Error()))
-	return status
-}
-
-// plain returns s as at most 600 bytes in one line of graphic characters: the go command drops any other text whole.
-func plain(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if r == utf8.RuneError || !unicode.IsGraphic(r) {
-			return -1
-		}
-		return r
-	}, s)
-	for len(s) > 600 {
-		_, n := utf8.DecodeLastRuneInString(s)
-		s = s[:len(s)-n]
-	}
-	return s
-}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -56,7 +57,7 @@ func (s *Set) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if best == nil {
-		writeError(w, &statusError{http.StatusNotFound, "this mirror does not speak for that checksum database"})
+		writeError(w, slog.New(slog.DiscardHandler), &statusError{http.StatusNotFound, "this mirror does not speak for that checksum database"})
 		return
 	}
 	http.StripPrefix("/"+best.name, best).ServeHTTP(w, r)

@@ -19,7 +19,8 @@ import (
 type Source interface {
 	// Get returns the whole body of the answer to path, which is "/supported", "/latest", "/lookup/…" or "/tile/…" and
 	// is escaped as the protocol has it (a raw "!"). An error matches [fs.ErrNotExist] for a 404 or 410 and nothing else,
-	// and [artifact.ErrMalformed] for a body longer than limit. Get returns soon after ctx is done.
+	// and [artifact.ErrMalformed] for a body longer than limit. It says what was asked of whom. Get returns soon after ctx
+	// is done.
 	Get(ctx context.Context, path string, limit int64) ([]byte, error)
 
 	// String names the source, for messages and logs. It holds no password.
@@ -132,7 +133,7 @@ func (db *DB) fetch(ctx context.Context, s *source, path string, limit int64) ([
 }
 
 // get asks s. An error matches [fs.ErrNotExist], [artifact.ErrMalformed], [artifact.ErrUnavailable], what else the source
-// says of it, or is that of ctx.
+// says of it, or is that of ctx. It names s, which an error of [Source.Get] does by itself.
 func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
 	select {
 	case db.fetches <- struct{}{}:
@@ -143,7 +144,7 @@ func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]b
 	start := time.Now()
 	b, err := s.Get(ctx, path, limit)
 	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s of more than %d bytes: %w", path, limit, artifact.ErrMalformed)
+		err = fmt.Errorf("%s: %s of more than %d bytes: %w", s, path, limit, artifact.ErrMalformed)
 	}
 	db.metrics.fetched(path, err, time.Since(start))
 	if err == nil {
@@ -152,7 +153,6 @@ func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]b
 	if !classified(err) {
 		err = fmt.Errorf("%w: %w", err, artifact.ErrUnavailable)
 	}
-	err = fmt.Errorf("%s: %w", s, err)
 	if !errors.Is(err, fs.ErrNotExist) {
 		s.blame(err)
 	}

@@ -22,6 +22,14 @@ type Files struct {
 
 // Get answers path as the Source of package sumdb does.
 func (f *Files) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	b, err := f.answer(ctx, path, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f, err)
+	}
+	return b, nil
+}
+
+func (f *Files) answer(ctx context.Context, path string, limit int64) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, path)

@@ -104,9 +104,12 @@ func (d *Database) String() string { return "test database " + d.name }
 func (d *Database) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
 	b, err := d.answer(ctx, path)
 	if err == nil && int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes: %w", path, limit, artifact.ErrMalformed)
+		err = fmt.Errorf("%s has more than %d bytes: %w", path, limit, artifact.ErrMalformed)
 	}
-	return b, err
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, err)
+	}
+	return b, nil
 }
 
 // ServeHTTP answers at / and below /sumdb/<name>/.
