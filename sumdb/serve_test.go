@@ -327,6 +327,12 @@ func TestTileReadsThrough(t *testing.T) {
 		if w := get(t, l.offline(t), "/tile/8/0/004"); w.Code != http.StatusNotFound {
 			t.Errorf("within the tree, offline: %d %s", w.Code, w.Body)
 		}
+		l.checked.Store(0)
+		for range 2 {
+			if w := get(t, l, "/tile/8/0/010"); w.Code != http.StatusServiceUnavailable {
+				t.Errorf("beyond the tree that is known, source down: %d %s", w.Code, w.Body)
+			}
+		}
 		l.src.Lie(sumdbtest.Lies{})
 		l.src.Grow(1000)
 		l.checked.Store(0)
