@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,7 +25,8 @@ import (
 
 // cmdMirror starts and ends modmirror processes.
 //
-//	mirror start [flags]  starts one on $WORK/data with the script's upstream and database; sets MIRROR and GOPROXY
+//	mirror start [flags]  starts one on $WORK/data, with the script's upstream and database if the flags name none or no
+//	                      file; sets MIRROR and GOPROXY
 //	mirror stop           SIGTERM; it must end with exit code 0
 //	mirror term           SIGTERM, and wait until it drains
 //	mirror ended          wait until it has ended, with exit code 0
@@ -66,8 +68,14 @@ func cmdMirror(ts *testscript.TestScript, neg bool, args []string) {
 func startMirror(ts *testscript.TestScript, w *world, args []string) {
 	work := ts.Getenv("WORK")
 	env := []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("HOME"), "NO_PROXY=*"}
-	args = append([]string{"--data-dir", filepath.Join(work, "data"), "--upstream", ts.Getenv("UPSTREAM"), "--sumdb", ts.Getenv("SUMDB"),
-		"--log-level", "debug", "--drain-delay", "0s"}, args...)
+	given := []string{"--data-dir", filepath.Join(work, "data"), "--drain-delay", "0s"}
+	if !slices.Contains(args, "--upstream") {
+		given = append(given, "--upstream", ts.Getenv("UPSTREAM"))
+	}
+	if !slices.Contains(args, "--config") {
+		given = append(given, "--log-level", "debug", "--sumdb", ts.Getenv("SUMDB"))
+	}
+	args = append(given, args...)
 	bin := filepath.Join(filepath.SplitList(os.Getenv("PATH"))[0], "modmirror")
 	p, err := startProcess(bin, work, filepath.Join(work, "mirror.log"), env, args)
 	ts.Check(err)
@@ -85,6 +93,7 @@ func startMirror(ts *testscript.TestScript, w *world, args []string) {
 //	upstream release
 //	upstream status path-prefix code
 //	upstream delete module@version
+//	upstream tree dir              writes all its modules as a tree for file://
 //	upstream add file           a txtar module, also entered in the checksum database
 //	upstream publish file       a txtar module that the checksum database does not know yet
 func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
@@ -118,6 +127,8 @@ func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
 		code, err := strconv.Atoi(arg(2))
 		ts.Check(err)
 		up.Status(arg(1), code, http.StatusText(code))
+	case "tree":
+		ts.Check(up.WriteTree(arg(1)))
 	case "delete":
 		up.DeleteVersion(moduleArg(ts, arg(1)))
 	case "add", "publish":
