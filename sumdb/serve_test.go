@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -546,6 +547,36 @@ func TestAnchorNeedsItsEdge(t *testing.T) {
 	on.composed.put(kept, composed{}, 0)
 	if w := get(t, on, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n302\n") {
 		t.Errorf("%s", w.Body)
+	}
+}
+
+// Where one tile is damaged and others are not held, the damage counts: that is no known absence.
+func TestDamagedAndAbsentTiles(t *testing.T) {
+	l := newLab(t, 70000, nil)
+	l.seed(t, "kept")
+	now, err := l.committed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edge := []tlog.Tile{tileAt(0, now.N>>8), tileAt(1, now.N>>16), tileAt(2, 0)}
+	for _, damaged := range edge {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, l.tiles.root.FS()); err != nil {
+			t.Fatal(err)
+		}
+		tiles := openTiles(t, dir)
+		for _, tile := range edge {
+			if err := tiles.root.Remove(keyOf(tile).path()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := tiles.root.WriteFile(keyOf(damaged).path(), []byte("damage"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		off := open(t, Config{Key: l.Key, Catalog: l.cat, Tiles: tiles, Offline: true})
+		if w := get(t, off, "/tile/8/0/005"); w.Code != http.StatusServiceUnavailable {
+			t.Errorf("%v damaged: %d %s", damaged, w.Code, w.Body)
+		}
 	}
 }
 
