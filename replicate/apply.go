@@ -323,9 +323,12 @@ func (s state) applyAckFork(db string) (result, error) {
 	return result{}, nil
 }
 
+// maxCluster bounds the id of a cluster.
+const maxCluster = 256
+
 func (s state) applyCluster(id string) (result, error) {
 	have := s.cluster()
-	if have != "" && have != id || id == "" || len(id) > 256 {
+	if have != "" && have != id || id == "" || len(id) > maxCluster {
 		return refused("cluster %q cannot become %q", have, id), nil
 	}
 	return result{}, s.bucket(bucketConfig).Put(keyCluster, []byte(id))

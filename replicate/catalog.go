@@ -1,20 +1,15 @@
 package replicate
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"modmirror/mirror/artifact"
 )
@@ -90,7 +85,7 @@ func safely(all bool, f func() error) (err error) {
 			panic(bug)
 		}
 		if r != nil {
-			err = fmt.Errorf("the catalog's pages are damaged: %v: %w", r, artifact.ErrUnavailable)
+			err = fmt.Errorf("damaged pages: %v: %w", r, artifact.ErrUnavailable)
 		}
 	}()
 	return f()
@@ -140,41 +135,11 @@ func createCatalog(path string) error {
 // openDB opens the catalog's file at path. A file that is shorter than its own header says is refused here, because
 // reading it would kill the process (it is mapped into memory).
 func openDB(path string, readOnly bool) (*bbolt.DB, error) {
-	if _, err := os.Stat(path); err != nil {
-		return nil, err // bbolt would create it
+	look := func(tx *bbolt.Tx) error { return checkShape(tx, path) }
+	if err := lookInto(path, *catalogOptions(true), look); err != nil {
+		return nil, err
 	}
-	if !readOnly {
-		db, err := openDB(path, true)
-		if err != nil {
-			return nil, err
-		}
-		if err := db.Close(); err != nil {
-			return nil, err
-		}
-	}
-	opt := catalogOptions(readOnly)
-	var db *bbolt.DB
-	err := safely(true, func() (err error) {
-		db, err = bbolt.Open(path, 0o600, opt)
-		return err
-	})
-	if errors.Is(err, syscall.ENOMEM) { // a limit on address space
-		opt.InitialMmapSize = 0
-		db, err = bbolt.Open(path, 0o600, opt)
-	}
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	err = safely(true, func() error {
-		return db.View(func(tx *bbolt.Tx) error { return checkShape(tx, path) })
-	})
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return db, nil
+	return openBolt(path, *catalogOptions(readOnly))
 }
 
 // checkShape reports whether tx can be read safely and is a catalog that this version understands.
@@ -184,7 +149,7 @@ func checkShape(tx *bbolt.Tx, path string) error {
 		return err
 	}
 	if info.Size() < tx.Size() {
-		return fmt.Errorf("%s is cut short: it has %d bytes of %d", path, info.Size(), tx.Size())
+		return fmt.Errorf("%s: %w: it has %d bytes of %d", path, errCut, info.Size(), tx.Size())
 	}
 	for _, name := range buckets {
 		if tx.Bucket(name) == nil {
@@ -210,61 +175,4 @@ func catalogOptions(readOnly bool) *bbolt.Options {
 		opt.InitialMmapSize = int(mapSize)
 	}
 	return &opt
-}
-
-// Catalog is a stopped node's catalog, open for reading. Its methods may be called at the same time.
-type Catalog struct {
-	*catalog
-	id  identity
-	log *bbolt.DB // keeps a node from starting on this directory; nil for a catalog without a log
-}
-
-// OpenCatalog opens the catalog in the data directory dir of a node that does not run. The error matches [ErrLocked] if
-// one does, and [fs.ErrNotExist] if there is none. Nothing is written.
-func OpenCatalog(dir string) (*Catalog, error) {
-	c := &Catalog{catalog: newCatalog(filepath.Join(dir, "catalog.db"))}
-	if err := c.open(dir); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
-}
-
-func (c *Catalog) open(dir string) (err error) {
-	if c.db, err = openDB(c.path, true); err != nil {
-		return err
-	}
-	if c.id, err = readIdentity(filepath.Join(dir, "node.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	opt := logOptions()
-	opt.ReadOnly = true
-	path := logPath(dir)
-	if have, err := exists(path); err != nil || !have {
-		return err
-	}
-	c.log, err = bbolt.Open(path, 0o600, opt)
-	if errors.Is(err, berrors.ErrTimeout) {
-		return fmt.Errorf("%s: %w", path, ErrLocked)
-	}
-	return err
-}
-
-// Close releases the directory.
-func (c *Catalog) Close() error {
-	err := c.close()
-	if c.log != nil {
-		err = errors.Join(err, c.log.Close())
-	}
-	return err
-}
-
-// Status returns what the catalog knows of itself. There is no role and no leader.
-func (c *Catalog) Status(ctx context.Context) (Status, error) {
-	st := Status{ID: c.id.Node, Role: "stopped"}
-	if c.log != nil {
-		if info, err := os.Stat(c.log.Path()); err == nil {
-			st.LogBytes = info.Size()
-		}
-	}
-	return st, c.fill(ctx, &st)
 }

@@ -443,6 +443,11 @@ func TestSnapshotStore(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	noLog := newMachine(t)
+	noLog.stable = deadStore{}
+	if err := install(noLog, good, 2); err == nil || dump(t, noLog.catalog) == dumpOf(t, good) {
+		t.Errorf("the catalog is ahead of a log that knows of no install: %v", err)
+	}
 	fresh := newMachine(t)
 	_, slow, err := fresh.store.Open(liveID) // a send that nobody reads must not block the install
 	if err != nil {
@@ -455,11 +460,19 @@ func TestSnapshotStore(t *testing.T) {
 	if _, err := fresh.catalog.TreeHead(t.Context(), db.Name, 2); err != nil {
 		t.Errorf("after an install: %v", err)
 	}
+	if index, err := fresh.stable.GetUint64(keyInstalled); err != nil || index != 2 {
+		t.Errorf("the log knows of an install at index %d, %v", index, err)
+	}
 	fresh.logs = make([]*raft.Log, 2)
 	if err := fresh.one(headCommand{Database: db.Name, Note: db.Head(3), Base: 1, Proof: db.Prove(3, 1)}); err != nil {
 		t.Errorf("the next entry after an install: %v", err)
 	}
 }
+
+// deadStore is a log that cannot be written.
+type deadStore struct{ raft.StableStore }
+
+func (deadStore) SetUint64([]byte, uint64) error { return errDisk }
 
 // dumpOf returns what is in the catalog whose file has this content.
 func dumpOf(t *testing.T, file []byte) string {

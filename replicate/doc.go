@@ -19,7 +19,8 @@
 //
 // # Files
 //
-//	node.json    who this node is: {"node":"…","cluster":"…"}, random, written once
+//	node.json    who this node is: {"node":"…","cluster":"…","state":"new"}, random, written once; the state
+//	             becomes "founded" when log and catalog are there for good
 //	raft/raft.db Raft's log, term and vote (raft-boltdb)
 //	catalog.db   the catalog (bbolt)
 //
@@ -37,7 +38,9 @@
 //
 // While a node is created: node.json, the log and the catalog are each written under a temporary name, fsynced and then
 // named, the log together with the first entry of the cluster. Whatever of the three is there is whole; the next start
-// makes the rest.
+// makes the rest. Once all are there node.json says so, before any of them is used, and from then on nothing is made anew:
+// a log that is lost, empty, cut short, or older than the catalog has forgotten votes and entries, and a start on it is
+// refused with words, as is one without node.json or the catalog.
 //
 // While entries are appended: bbolt's commit is atomic, the entries are there or not. Nobody was told that they are
 // committed.

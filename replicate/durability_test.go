@@ -156,14 +156,29 @@ func TestCreationInterrupted(t *testing.T) {
 		t.Error("the temporary file is still there")
 	}
 	n.Close()
-	if err := os.Remove(filepath.Join(dir, "catalog.db")); err != nil { // as if it had never been created
-		t.Fatal(err)
-	}
-	if err := os.Remove(logPath(dir)); err != nil {
-		t.Fatal(err)
-	}
-	if n = openNode(t, Config{Dir: dir}); n.ID() != id.Node {
-		t.Errorf("ID() = %s, want %s", n.ID(), id.Node)
+	// As if the process had died between two steps.
+	for _, undo := range [][]string{{}, {"catalog.db"}, {"catalog.db", "raft/raft.db"}} {
+		for _, name := range undo {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(undo) == 1 { // the log cannot have led to anything yet
+			n := &Node{}
+			n.config.setDefaults()
+			_, n.config.Transport = raft.NewInmemTransport("")
+			n.config.Dir, n.id, n.catalog = dir, id, newCatalog(filepath.Join(dir, "catalog.db"))
+			if err := errors.Join(os.Remove(logPath(dir)), n.createLog()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := id.write(filepath.Join(dir, "node.json")); err != nil {
+			t.Fatal(err)
+		}
+		if n = openNode(t, Config{Dir: dir}); n.ID() != id.Node {
+			t.Errorf("without %q: ID() = %s, want %s", undo, n.ID(), id.Node)
+		}
+		n.Close()
 	}
 }
 
@@ -504,4 +519,21 @@ func TestContexts(t *testing.T) {
 	if _, err := Open(ctx, Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("Open with a context that has ended returns a node that may not lead")
 	}
+}
+
+// The time that it takes to open the files is not taken from what a caller grants for an election.
+func TestSlowFiles(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	slow := func(b logBackend) logBackend { <-ctx.Done(); return b }
+	n, err := Open(ctx, Config{Dir: t.TempDir(), wrapLog: slow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+	ctx2, cancel2 := context.WithTimeout(t.Context(), time.Hour)
+	cancel2()
+	later, end := restOf(ctx2)()
+	defer end()
+	<-later.Done()
 }

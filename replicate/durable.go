@@ -30,12 +30,47 @@ func createFile(path string, fill func(tmp string) error) error {
 	if err := syncFile(tmp); err != nil {
 		return err
 	}
-	if err := os.Link(tmp, path); errors.Is(err, fs.ErrExist) {
+	if err := nameFile(tmp, path); errors.Is(err, fs.ErrExist) {
 		return nil
-	} else if err != nil { // a file system without hard links
-		if err := os.Rename(tmp, path); err != nil {
-			return err
-		}
+	} else if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// link is os.Link; tests put a file system without hard links in its place.
+var link = os.Link
+
+// nameFile gives tmp the name path, unless there is such a file: the error matches fs.ErrExist then. Without hard links,
+// the name is taken by an empty file first, which only one process can do. If that dies before the second step, the empty
+// file is refused by whoever opens it.
+func nameFile(tmp, path string) error {
+	err := link(tmp, path)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// replaceFile is createFile for a file that is there already: a crash leaves the old one or the new one.
+func replaceFile(path string, fill func(tmp string) error) error {
+	tmp := path + tempMark + "new" // swept by name; who holds the lock of the directory is alone
+	defer os.Remove(tmp)
+	if err := fill(tmp); err != nil {
+		return err
+	}
+	if err := syncFile(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
 	}
 	return syncDir(filepath.Dir(path))
 }

@@ -15,8 +15,9 @@ import (
 )
 
 // Check proves the catalog again from nothing but itself and the trusted keys, and yields every problem that it finds:
-// pages, encodings, manifests and their proofs, inline bytes, the Merkle tree, signatures of tree heads, evidence. It
-// reads everything, in one transaction. progress, if not nil, is called now and then with the rows that are done and the
+// pages, encodings, manifests and their proofs, inline bytes, the Merkle tree, signatures of tree heads, evidence; that
+// node.json and the log belong to it, and that every entry of the log can be read. It reads everything, the catalog in
+// one transaction. What is not printable in a problem's text is quoted. progress, if not nil, is called now and then with the rows that are done and the
 // number there are. If ctx ends, its error is the last one that is yielded.
 func (c *Catalog) Check(ctx context.Context, progress func(done, total int)) iter.Seq[error] {
 	return func(yield func(error) bool) {
@@ -24,11 +25,14 @@ func (c *Catalog) Check(ctx context.Context, progress func(done, total int)) ite
 		err := safely(true, func() error {
 			return c.read(ctx, func(s state) error {
 				k.state = s
-				return k.run()
+				if err := k.run(); err != nil || c.dir == "" {
+					return err
+				}
+				return k.files(c)
 			})
 		})
 		if err != nil && !errors.Is(err, errEnough) {
-			yield(err)
+			yield(printable(err))
 		}
 	}
 }
@@ -46,7 +50,7 @@ type checker struct {
 
 // bad reports a problem. Its error ends the check.
 func (k *checker) bad(format string, args ...any) error {
-	if !k.yield(fmt.Errorf(format, args...)) {
+	if !k.yield(printable(fmt.Errorf(format, args...))) {
 		return errEnough
 	}
 	return nil
@@ -73,7 +77,27 @@ func (k *checker) run() error {
 			return err
 		}
 	}
+	if err := k.config(); err != nil {
+		return err
+	}
 	return k.tree()
+}
+
+// config checks what the catalog says of itself.
+func (k *checker) config() error {
+	err := k.bucket(bucketConfig).ForEach(func(key, value []byte) error {
+		if err := checkConfigRow(key, value); err != nil {
+			return k.bad("%w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.checkEnd(); err != nil {
+		return k.bad("%w", err)
+	}
+	return nil
 }
 
 // rows calls row for each row of a bucket.

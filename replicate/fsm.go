@@ -16,6 +16,7 @@ import (
 type fsm struct {
 	catalog   *catalog
 	snapshots *snapshots
+	stable    raft.StableStore // of the log
 	latch     *latch
 	log       *slog.Logger
 	metrics   *metrics
@@ -137,6 +138,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		return fmt.Errorf("restore from a %T, which is not an installed snapshot", r)
 	}
 	if err := f.latch.fault(); err != nil {
+		return err
+	}
+	if err := f.stable.SetUint64(keyInstalled, in.meta.Index); err != nil { // first: see facts
 		return err
 	}
 	if err := f.catalog.replace(in.path); err != nil {

@@ -55,7 +55,7 @@ func (m *machine) open(path string) {
 	c.db = db
 	l := newLatch(nil)
 	m.store = newSnapshots(c, l)
-	m.fsm = &fsm{catalog: c, snapshots: m.store, latch: l, log: slog.New(slog.DiscardHandler), limit: time.Minute}
+	m.fsm = &fsm{catalog: c, snapshots: m.store, stable: raft.NewInmemStore(), latch: l, log: slog.New(slog.DiscardHandler), limit: time.Minute}
 }
 
 // apply makes one entry of the commands and applies it.

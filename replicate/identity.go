@@ -14,22 +14,39 @@ import (
 // promise of the old one is ever taken for one of the new (REPLICATION §4.9, amnesia guard).
 type identity struct {
 	Node    string `json:"node"`              // this node, for ever
-	Cluster string `json:"cluster,omitempty"` // the cluster that this node founded; empty: it joined one, and the catalog says which
+	Cluster string `json:"cluster,omitempty"` // the cluster that this node founded, or is known to have joined
+	State   string `json:"state,omitempty"`   // stateNew until log and catalog are there for good; from then on they must be
 }
 
-// loadIdentity reads node.json, and creates it first if there is none.
+const (
+	stateNew     = "new"
+	stateFounded = "founded"
+)
+
+// restore is what an operator can do about files that are lost or do not belong together. Only some of them from a backup
+// is what brings about such a state, and would let the node forget what it voted for and promised.
+const restore = "restore node.json, raft and catalog.db together from one backup, or move all three away and start as a new node"
+
+// loadIdentity reads node.json, and creates it first for a node that has nothing yet.
 func loadIdentity(dir string, join bool) (id identity, err error) {
 	path := filepath.Join(dir, "node.json")
+	if have, err := exists(path); err != nil {
+		return id, err
+	} else if !have {
+		for _, other := range []string{logPath(dir), filepath.Join(dir, "catalog.db")} {
+			if have, err := exists(other); err != nil {
+				return id, err
+			} else if have {
+				return id, fmt.Errorf("there is no node.json, but there is %s: %s", other, restore)
+			}
+		}
+	}
 	err = createFile(path, func(tmp string) error {
-		id := identity{Node: rand.Text()}
+		id := identity{Node: rand.Text(), State: stateNew}
 		if !join {
 			id.Cluster = rand.Text()
 		}
-		b, err := json.Marshal(id)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(tmp, append(b, '\n'), 0o600)
+		return id.write(tmp)
 	})
 	if err != nil {
 		return id, err
@@ -37,13 +54,24 @@ func loadIdentity(dir string, join bool) (id identity, err error) {
 	return readIdentity(path)
 }
 
+func (id identity) write(path string) error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o600)
+}
+
 func readIdentity(path string) (id identity, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return id, err
 	}
-	if err := json.Unmarshal(b, &id); err != nil || id.Node == "" {
-		return id, fmt.Errorf("%s does not say which node this is: %q", path, b)
+	if err := json.Unmarshal(b, &id); err != nil || id.Node == "" || id.State != stateNew && id.State != stateFounded && id.State != "" {
+		return identity{}, fmt.Errorf("%s does not say which node this is: %.200q; %s", path, b, restore)
+	}
+	if id.State == "" { // what says nothing was not made by loadIdentity, or long ago
+		id.State = stateFounded
 	}
 	return id, nil
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 )
 
 // logCache is how many of the newest entries are kept in memory: what followers ask for.
@@ -27,22 +26,41 @@ func logOptions() *bbolt.Options {
 	return &opt
 }
 
-func openLog(path string) (*raftboltdb.BoltStore, error) {
-	store, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: logOptions()})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
-	}
+// openLog opens the log at path, which must be there and whole: an empty one would forget the node's term and vote.
+func openLog(path string) (store *raftboltdb.BoltStore, err error) {
+	err = lookInto(path, *logOptions(), func(tx *bbolt.Tx) error {
+		if err := checkPages(path); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		for _, name := range []string{"logs", "conf"} {
+			if tx.Bucket([]byte(name)) == nil {
+				return fmt.Errorf("%s is not a raft log: it lacks the bucket %q", path, name)
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
-	return store, nil
+	return newLog(path, false)
+}
+
+// newLog opens the log at path, and makes an empty one of an empty file unless it is only to be read.
+func newLog(path string, readOnly bool) (store *raftboltdb.BoltStore, err error) {
+	opt := logOptions()
+	opt.ReadOnly = readOnly
+	err = safely(true, func() (err error) {
+		store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: opt})
+		return err
+	})
+	return store, boltError(path, err)
 }
 
 // createLog makes an empty log at path, unless there is one. With servers, it holds the first entry of a new cluster:
 // log and bootstrap become visible together, as raft never recovers from a term without that entry.
 func createLog(path string, conf *raft.Config, trans raft.Transport, servers []raft.Server) error {
 	return createFile(path, func(tmp string) error {
-		store, err := openLog(tmp)
+		store, err := newLog(tmp, false)
 		if err != nil {
 			return err
 		}

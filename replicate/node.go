@@ -107,7 +107,8 @@ type Node struct {
 
 // Open opens the node in c.Dir and takes part in its cluster. The only voter of a cluster returns when it leads and its
 // catalog is caught up; a member of a larger one returns at once, its reads work, its writes follow when there is a
-// leader. ctx bounds Open only. The error matches [ErrLocked] if another process has c.Dir open.
+// leader. ctx bounds Open only; its deadline counts from when the files are open, as the scan of a large log
+// takes the time that it takes. The error matches [ErrLocked] if another process has c.Dir open.
 func Open(ctx context.Context, c Config) (*Node, error) {
 	c.setDefaults()
 	n := &Node{
@@ -115,27 +116,47 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}),
 	}
+	rest := restOf(ctx)
 	err := n.openFiles()
 	if err == nil {
 		err = n.start()
 	}
 	if err == nil {
+		ctx, cancel := rest()
+		defer cancel()
 		err = n.awaitReady(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open node in %s: %w", c.Dir, err), n.Close())
+		return nil, errors.Join(fmt.Errorf("open node in %s: %w", c.Dir, printable(err)), n.Close())
 	}
 	return n, nil
 }
 
-// openFiles opens, and creates where there is nothing yet, node.json, the log and the catalog, in this order. The lock on
-// the log is the lock on the directory.
+// restOf notes how much time ctx leaves now, and returns a context that leaves as much later. It ends with ctx, unless ctx
+// merely ran out of time.
+func restOf(ctx context.Context) func() (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	left := time.Until(deadline)
+	return func() (context.Context, context.CancelFunc) {
+		if !ok {
+			return ctx, func() {}
+		}
+		later, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
+		stop := context.AfterFunc(ctx, func() {
+			if errors.Is(ctx.Err(), context.Canceled) {
+				cancel()
+			}
+		})
+		return later, func() { stop(); cancel() }
+	}
+}
+
+// openFiles opens, and creates for a node that is new, node.json, the log and the catalog, in this order. The lock on the
+// log is the lock on the directory.
 func (n *Node) openFiles() (err error) {
 	c := &n.config
-	if err := makeDir(c.Dir); err != nil {
-		return err
-	}
-	if err := makeDir(filepath.Join(c.Dir, "raft")); err != nil {
+	logDir := filepath.Join(c.Dir, "raft")
+	if err := errors.Join(makeDir(c.Dir), makeDir(logDir)); err != nil {
 		return err
 	}
 	if n.id, err = loadIdentity(c.Dir, c.Join); err != nil {
@@ -153,37 +174,33 @@ func (n *Node) openFiles() (err error) {
 			return err
 		}
 	}
-	if n.store, err = openLog(logPath(c.Dir)); err != nil {
+	if n.store, err = openLog(logPath(c.Dir)); errors.Is(err, ErrLocked) {
 		return err
+	} else if err != nil {
+		return fmt.Errorf("%w; %s", err, restore)
 	}
-	if err := errors.Join(sweep(c.Dir), sweep(filepath.Join(c.Dir, "raft"))); err != nil {
+	if err := errors.Join(sweep(c.Dir), sweep(logDir)); err != nil {
 		return err
 	}
 	if err := n.openCatalog(); err != nil {
 		return err
 	}
-	return n.checkFiles()
+	if err := n.checkFiles(); err != nil {
+		return err
+	}
+	return n.settle(logDir)
 }
 
 // createLog creates the log of a new node: empty, or with the first entry of a new cluster, whose only member it is. A
-// catalog without its log must not start anew: the node's votes are lost, and it could vote twice in one term.
+// node without its log must not start anew: its votes are lost, and it could vote twice in one term.
 func (n *Node) createLog() error {
+	if n.id.State != stateNew {
+		return fmt.Errorf("there is no raft log, although node.json says that there was one; %s", restore)
+	}
 	if have, err := exists(n.path); err != nil {
 		return err
 	} else if have {
-		db, err := openDB(n.path, true)
-		if err != nil {
-			return err
-		}
-		n.db = db
-		var index uint64
-		err = n.view(func(s state) error { index, _ = s.applied(); return nil })
-		if err := errors.Join(err, n.close()); err != nil {
-			return err
-		}
-		if index > 0 {
-			return fmt.Errorf("the catalog ends at index %d, but there is no raft log; restore it, or move the catalog away and join the cluster as a new node", index)
-		}
+		return fmt.Errorf("there is a catalog, but there is no raft log; %s", restore)
 	}
 	var servers []raft.Server
 	if n.id.Cluster != "" {
@@ -192,23 +209,23 @@ func (n *Node) createLog() error {
 	return createLog(logPath(n.config.Dir), n.config.raftConfig(n.id.Node), n.config.Transport, servers)
 }
 
-// openCatalog opens the catalog. It is created only for a log that cannot have led to anything yet.
+// openCatalog opens the catalog. It is created only for a new node, whose log cannot have led to anything yet.
 func (n *Node) openCatalog() error {
 	last, err := n.store.LastIndex()
 	if err != nil {
 		return err
 	}
-	if last <= 1 {
+	if n.id.State == stateNew && last <= 1 {
 		if err := createCatalog(n.path); err != nil {
 			return err
 		}
 	}
 	db, err := openDB(n.path, false)
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the raft log ends at index %d, but there is no catalog; restore it, or move the log away and join the cluster as a new node", last)
+		return fmt.Errorf("the raft log ends at index %d, but there is no catalog; %s", last, restore)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; %s", err, restore)
 	}
 	n.db = db
 	return nil
@@ -216,19 +233,41 @@ func (n *Node) openCatalog() error {
 
 // checkFiles reports whether node.json, log and catalog belong together.
 func (n *Node) checkFiles() error {
-	first, err := n.store.FirstIndex()
-	if err != nil {
+	return n.view(func(s state) error {
+		if err := s.checkConfig(); err != nil {
+			return fmt.Errorf("%w; %s", err, restore)
+		}
+		index, term := s.applied()
+		f, err := factsOf(n.store, index)
+		if err != nil {
+			return fmt.Errorf("%w; %s", err, restore)
+		}
+		if err := f.agree(index, term); err != nil {
+			return err
+		}
+		return n.id.agree(s.cluster())
+	})
+}
+
+// settle notes in node.json that log and catalog are there, durably, and of which cluster, before either is used. From
+// now on a start without them is refused.
+func (n *Node) settle(logDir string) error {
+	// Who created them may have died before this.
+	if err := errors.Join(syncDir(logDir), syncDir(n.config.Dir)); err != nil {
 		return err
 	}
-	return n.view(func(s state) error {
-		if index, _ := s.applied(); first > index+1 {
-			return fmt.Errorf("the catalog ends at index %d, but the raft log begins at %d: the catalog is older than the log", index, first)
+	id := n.id
+	id.State = stateFounded
+	if id.Cluster == "" {
+		if err := n.view(func(s state) error { id.Cluster = s.cluster(); return nil }); err != nil {
+			return err
 		}
-		if c := s.cluster(); c != "" && n.id.Cluster != "" && c != n.id.Cluster {
-			return fmt.Errorf("node.json is of cluster %s, the catalog of cluster %s", n.id.Cluster, c)
-		}
+	}
+	if id == n.id {
 		return nil
-	})
+	}
+	n.id = id
+	return replaceFile(filepath.Join(n.config.Dir, "node.json"), id.write)
 }
 
 // start starts raft and the node's own goroutines.
@@ -244,13 +283,16 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	snaps := newSnapshots(n.catalog, n.latch)
-	machine := &fsm{catalog: n.catalog, snapshots: snaps, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung}
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
 	conf.ElectionTimeout += time.Millisecond
-	if n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.Transport); err != nil {
+	if err := safely(true, func() (err error) { // raft panics if an entry is missing
+		n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.Transport)
 		return err
+	}); err != nil {
+		return fmt.Errorf("start raft: %w", err)
 	}
 	n.background.Add(1)
 	go n.watch()

@@ -255,6 +255,72 @@ func (s state) listing(path string) (l artifact.Listing, ok bool, err error) {
 	return l, true, nil
 }
 
+// checkConfig reports whether what bucket cfg says of where the catalog ends can be relied on. What is malformed must not
+// pass for absent: the catalog would be applied again from its first entry.
+func (s state) checkConfig() error {
+	if err := s.bucket(bucketConfig).ForEach(checkConfigRow); err != nil {
+		return err
+	}
+	return s.checkEnd()
+}
+
+func checkConfigRow(k, v []byte) error {
+	ok := false
+	switch string(k) {
+	case string(keyFormat):
+		ok = len(v) == 1 && v[0] == catalogFormat
+	case string(keyApplied):
+		ok = len(v) == 16 && binary.BigEndian.Uint64(v) > 0
+	case string(keyMembers):
+		ok = checkMembers(v)
+	case string(keyMerkle):
+		_, err := parseCompact(v)
+		ok = err == nil
+	case string(keyManifests), string(keyConflicts):
+		n, _ := binary.Uvarint(v)
+		ok = bytes.Equal(binary.AppendUvarint(nil, n), v)
+	case string(keyCluster):
+		ok = len(v) > 0 && len(v) <= maxCluster
+	default:
+		return fmt.Errorf("catalog row cfg %q = %x is not known to this version of modmirror", k, v)
+	}
+	if !ok {
+		return fmt.Errorf("catalog row cfg %q = %x is malformed", k, v)
+	}
+	return nil
+}
+
+// checkMembers reports whether v is the members' row, as far as raft can read it. It panics if it cannot.
+func checkMembers(v []byte) (ok bool) {
+	defer func() { ok = recover() == nil && ok }()
+	conf := raft.DecodeConfiguration(bytes.Clone(v[8:]))
+	for _, s := range conf.Servers {
+		if s.ID == "" {
+			return false
+		}
+	}
+	return len(conf.Servers) > 0
+}
+
+// checkEnd reports whether the catalog says where it ends, as all but a new one do.
+func (s state) checkEnd() error {
+	if index, _ := s.applied(); index > 0 {
+		if _, at := s.members(); at > index {
+			return fmt.Errorf("the catalog ends at index %d, but its members are those of index %d", index, at)
+		}
+		return nil
+	}
+	empty := s.cluster() == "" && s.bucket(bucketConfig).Get(keyMembers) == nil
+	for _, name := range buckets {
+		k, _ := s.bucket(name).Cursor().First()
+		empty = empty && (k == nil || bytes.Equal(name, bucketConfig))
+	}
+	if !empty {
+		return errors.New("the catalog does not say at which index it ends")
+	}
+	return nil
+}
+
 // applied returns index and term of the last entry that is in the catalog.
 func (s state) applied() (index, term uint64) {
 	v := s.bucket(bucketConfig).Get(keyApplied)
