@@ -40,14 +40,14 @@ func ParseInfo(b []byte) (RevInfo, error) {
 
 // CanonicalInfo returns the one form of an upstream's info of m in which the mirror keeps and serves it; see
 // [RevInfo.JSON]. Its Version must be exactly that of m. The canonical form of a canonical form is itself, and every
-// node computes the same bytes: CanonicalInfo is pure. An error matches [ErrMalformed].
+// node computes the same bytes: CanonicalInfo is pure. An error matches [ErrMalformed] and does not name m.
 func CanonicalInfo(b []byte, m module.Version) ([]byte, error) {
 	info, err := ParseInfo(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", m, err)
+		return nil, err
 	}
 	if info.Version != m.Version {
-		return nil, fmt.Errorf("%s: info of another version, %s: %w", m, info.Version, ErrMalformed)
+		return nil, fmt.Errorf("the info is that of another version, %s: %w", info.Version, ErrMalformed)
 	}
 	return info.JSON(), nil
 }

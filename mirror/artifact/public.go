@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"context"
 	"io/fs"
 	"regexp"
 	"strings"
@@ -23,7 +24,8 @@ var hidden = []struct {
 	{regexp.MustCompile(`\b([a-z]*(?:open|read|write|stat|sync|link|name|mkdir|remove|close|seek|truncate|lock|chmod)[a-z]*) /[^\s":]+( /[^\s":]+)?`), "$1 (file)"},
 	{regexp.MustCompile(`(the upstream: ){2,}`), "the upstream: "},
 	// What the status says already.
-	{regexp.MustCompile(`(: (` + fs.ErrNotExist.Error() + `|` + ErrUnavailable.Error() + `|` + ErrMalformed.Error() + `))+$`), ""},
+	{regexp.MustCompile(`(: (` + strings.Join([]string{fs.ErrNotExist.Error(), ErrUnavailable.Error(), ErrMalformed.Error(), ErrPolicy.Error(),
+		context.DeadlineExceeded.Error(), "bad request"}, "|") + `))+$`), ""},
 }
 
 // PublicText returns what err says, fit for a stranger's terminal: one line of at most limit bytes, printable, without

@@ -21,6 +21,9 @@ func TestPublicText(t *testing.T) {
 		"lookup response has the record id":                           "lookup response has the record id",
 		"m@v1.0.0: not held: file does not exist":                     "m@v1.0.0: not held",
 		"m@v1.0.0: quorum lost: unavailable: file does not exist":     "m@v1.0.0: quorum lost",
+		`path "/a/../b" is not clean: bad request`:                    `path "/a/../b" is not clean`,
+		"m is private here: refused by policy":                        "m is private here",
+		"no answer for 30s: context deadline exceeded: unavailable":   "no answer for 30s",
 		"example.com/m/v2@v2.0.0 zip: a\x1b[31m\nb":                   "example.com/m/v2@v2.0.0 zip: a[31m b",
 		"proxy.corp:8080 refused":                                     "(address) refused",
 	} {

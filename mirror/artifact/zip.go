@@ -58,6 +58,8 @@ type ZipSums struct {
 // A zip that does not pass matches [ErrRefused], and the first offender is quoted in the error. If f cannot be read, the
 // error matches [ErrUnavailable]; if ctx ends, it is that of ctx.
 //
+// Errors do not name m; the caller does.
+//
 // CheckZip uses all processors and, for each of them, about 100 KB; a go.mod is held as a whole. How many checks run at
 // a time is the caller's business.
 func CheckZip(ctx context.Context, f ZipFile, size int64, m module.Version) (ZipSums, error) {
@@ -67,13 +69,13 @@ func CheckZip(ctx context.Context, f ZipFile, size int64, m module.Version) (Zip
 	case err == nil:
 		return sums, nil
 	case ctx.Err() != nil:
-		return ZipSums{}, fmt.Errorf("check zip of %s: %w", m, context.Cause(ctx))
+		return ZipSums{}, fmt.Errorf("check the zip: %w", context.Cause(ctx))
 	case fault != nil:
-		return ZipSums{}, fmt.Errorf("check zip of %s: %v: %w", m, *fault, ErrUnavailable)
+		return ZipSums{}, fmt.Errorf("check the zip: %v: %w", *fault, ErrUnavailable)
 	case errors.Is(err, ErrUnavailable):
-		return ZipSums{}, fmt.Errorf("check zip of %s: %w", m, err)
+		return ZipSums{}, fmt.Errorf("check the zip: %w", err)
 	}
-	return ZipSums{}, fmt.Errorf("zip of %s: %s: %w", m, clip(err.Error(), 1000), ErrRefused)
+	return ZipSums{}, fmt.Errorf("%s: %w", clip(err.Error(), 1000), ErrRefused)
 }
 
 func checkZip(ctx context.Context, r *source, size int64, path string, m module.Version) (ZipSums, error) {
