@@ -129,6 +129,9 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 		if r := (*redirectError)(nil); errors.As(err, &r) {
 			return nil, &Error{Source: s.String(), URL: asked, Status: r.status, Err: r.err}
 		}
+		if err == io.EOF {
+			err = fmt.Errorf("closed the connection without an answer: %w", err)
+		}
 		return nil, broken(ctx, s.String(), asked, err)
 	}
 	b := &idleBody{ReadCloser: resp.Body, d: s.c.IdleTimeout, ctx: reqCtx, done: func() { cancel(nil) }}
