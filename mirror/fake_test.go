@@ -378,7 +378,7 @@ func checkErrorBody(t *testing.T, path string, resp *http.Response, body, method
 		return
 	}
 	lines := strings.Split(body, "\n")
-	if len(body) > 600 || len(lines) > 8 || lines[0] == "" || !strings.HasPrefix(lines[1], "request id: ") {
+	if len(body) > 600 || len(lines) > 8 || lines[0] == "" || len(lines) < 3 || !strings.HasPrefix(lines[len(lines)-2], "request id: ") {
 		t.Errorf("%s: error has %d bytes, %d lines:\n%s", path, len(body), len(lines), body)
 	}
 	if strings.Contains(body, "127.0.0.1") || strings.ContainsFunc(strings.ReplaceAll(body, "\n", ""), func(r rune) bool { return r < ' ' || r == 0x7f }) {

@@ -2,7 +2,9 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -20,14 +22,15 @@ type flights struct {
 	base  context.Context // ends when Close gives up waiting
 	stop  context.CancelFunc
 	queue chan struct{}
+	log   *slog.Logger
 
 	mu      sync.Mutex // guards closed, and running.Add against running.Wait
 	closed  bool
 	running sync.WaitGroup
 }
 
-func newFlights(queue int) *flights {
-	f := &flights{queue: make(chan struct{}, queue)}
+func newFlights(queue int, log *slog.Logger) *flights {
+	f := &flights{queue: make(chan struct{}, queue), log: log}
 	f.base, f.stop = context.WithCancel(context.Background())
 	return f
 }
@@ -45,6 +48,26 @@ func (e *waitError) Error() string {
 	return fmt.Sprintf("not ready after %v; the work goes on, ask again", e.wait)
 }
 func (e *waitError) Unwrap() error { return context.DeadlineExceeded }
+
+// errClosing is for what can neither begin nor end any more.
+var errClosing = fmt.Errorf("the mirror is shutting down: %w", artifact.ErrUnavailable)
+
+// budgetError is the cause of a context whose time for some work is over.
+type budgetError struct{ budget time.Duration }
+
+func (e *budgetError) Error() string { return fmt.Sprintf("not done within %v", e.budget) }
+func (e *budgetError) Unwrap() error { return context.DeadlineExceeded }
+
+// inTime says who did not answer in time if that is why there is err, the details of which are logged. A developer is
+// not helped by the words of our HTTP client.
+func (f *flights) inTime(ctx context.Context, who string, err error) error {
+	late := (*budgetError)(nil)
+	if err == nil || isRefusal(err) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(context.Cause(ctx), &late) {
+		return err
+	}
+	f.log.Info("no answer in time", "who", who, "after", late.budget, "err", err)
+	return fmt.Errorf("%s did not answer within %v: %w", who, late.budget, context.DeadlineExceeded)
+}
 
 // fly does work under key, or joins whoever does it, and waits for the outcome at most wait and as long as ctx lives.
 // The work waits for a place in slots first, with the budget that it then has left.
@@ -65,6 +88,8 @@ func fly[T any](ctx context.Context, f *flights, key string, wait, budget time.D
 		return out, r.Err
 	case <-ctx.Done():
 		return landed[T]{}, context.Cause(ctx)
+	case <-f.base.Done(): // what the work still needs to end is not for its passengers to wait for
+		return landed[T]{}, errClosing
 	case <-timer.C:
 		return landed[T]{}, &waitError{wait}
 	}
@@ -85,22 +110,28 @@ func (f *flights) run(budget time.Duration, slots chan struct{}, work func(conte
 			v, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	ctx, cancel := context.WithTimeout(f.base, budget)
+	ctx, cancel := context.WithTimeoutCause(f.base, budget, &budgetError{budget})
 	defer cancel()
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
+	case <-f.base.Done():
+		return nil, errClosing
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waited %v for other fetches to end: %w", budget, artifact.ErrUnavailable)
 	}
-	return work(ctx)
+	v, err = work(ctx)
+	if err != nil && f.base.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil, errClosing
+	}
+	return v, err
 }
 
 func (f *flights) enter() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return fmt.Errorf("the mirror is shutting down: %w", artifact.ErrUnavailable)
+		return errClosing
 	}
 	select {
 	case f.queue <- struct{}{}:

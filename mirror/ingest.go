@@ -61,10 +61,10 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if err := m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
 		return in.accept(ctx, body, size, source)
 	}); err != nil {
-		return have, nil, fmt.Errorf("fetch: %w", err)
+		return have, nil, m.flights.inTime(ctx, "the upstream", err)
 	}
 	if in.ref.IsZero() {
-		return have, nil, fmt.Errorf("fetch: no source had anything to accept: %w", artifact.ErrUnavailable)
+		return have, nil, fmt.Errorf("no upstream had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	if in.want == in.ref {
 		return have, in.small, nil // only the bytes were missing
@@ -89,7 +89,9 @@ func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.
 			have, err = artifact.NewManifest(mv, r)
 		}
 		if err != nil {
-			err = fmt.Errorf("checksum database: %w", err)
+			if err = m.flights.inTime(ctx, "the checksum database", err); !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+				err = fmt.Errorf("checksum database: %w", err)
+			}
 			if isRefusal(err) {
 				m.alarm(id, failRecord, err, "module", mv.Path, "version", mv.Version)
 			}
@@ -192,6 +194,9 @@ func (in *intake) checkZip(ctx context.Context, d *artifact.Draft) error {
 		return context.Cause(ctx)
 	}
 	sums, err := artifact.CheckZip(ctx, d, d.Size(), in.man.Module)
+	if isRefusal(err) { // there is no h1 to compare; the hashes come first, so that no long reason pushes them out
+		return fmt.Errorf("not a module zip: upstream sha256:%v (%d bytes), sumdb %s (zip): %w", d.Ref().Digest, d.Size(), in.man.ZipSum, err)
+	}
 	if err != nil {
 		return err
 	}

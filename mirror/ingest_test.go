@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -146,6 +149,14 @@ func TestBrokenBodies(t *testing.T) {
 		}
 	}
 	g := newRig(t)
+	zip, _ := g.up.Sums(helloV)
+	g.up.HTML(helloV, artifact.Zip) // what came and what should have come, also if there is no h1 to compare
+	a := g.want(helloPath+"v1.0.0.zip", 403, "not a module zip: upstream sha256:")
+	sent := regexp.MustCompile(`sha256:[0-9a-f]{64} \([1-9][0-9]* bytes\), sumdb ` + regexp.QuoteMeta(zip))
+	if !sent.MatchString(a.body) || strings.Count(a.body, "example.com/hello@v1.0.0") != 1 {
+		t.Errorf("evidence is %q", a.body)
+	}
+	g = newRig(t)
 	g.up.Endless(helloV, artifact.Info)
 	g.want(helloPath+"v1.0.0.info", 403, "limit of 1048576 bytes")
 	g.nothingStored()
@@ -292,6 +303,15 @@ func TestWinner(t *testing.T) {
 	g.index.first = func(p *artifact.Publication) { p.Manifest.Zip = ref }
 	if a := g.want(helloPath+"v1.0.0.zip", 200, ""); a.body != string(zip) {
 		t.Error("the loser's bytes were served")
+	}
+}
+
+// A full disk is named first, and is nobody's fault but the mirror's.
+func TestDiskFull(t *testing.T) {
+	g := newRig(t)
+	g.index.publish = &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}
+	if a := g.want(helloPath+"v1.0.0.mod", 503, ""); !strings.HasPrefix(a.body, "no space left on this mirror's disk: example.com/hello@v1.0.0 mod: ") {
+		t.Errorf("%s", a.body)
 	}
 }
 
@@ -468,9 +488,36 @@ func TestSlowUpstream(t *testing.T) {
 	g = newRig(t, func(c *Config) { c.FetchBudget, c.ZipBudget = 50*time.Millisecond, 50*time.Millisecond })
 	for _, k := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
 		g.up.Stall(helloV, k, 3)
-		g.want(helloPath+"v1.0.0."+k.String(), 504, "")
+		g.want(helloPath+"v1.0.0."+k.String(), 504, ": the upstream did not answer within 50ms\n")
 	}
 	g.nothingStored()
+}
+
+// Who waits for work that takes its time to end is answered before it has ended.
+func TestCloseAnswersFirst(t *testing.T) {
+	stubborn, asked := make(chan struct{}), make(chan struct{})
+	g := newRig(t, func(c *Config) {
+		c.Upstream = source{fetch: func(context.Context, module.Version, artifact.Kind, func(io.Reader, int64, string) error) error {
+			close(asked)
+			<-stubborn
+			return artifact.ErrUnavailable
+		}}
+	})
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		g.want(helloPath+"v1.0.0.zip", 503, "shutting down")
+	}()
+	<-asked
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	closed := make(chan error)
+	go func() { closed <- g.Close(ctx) }()
+	<-answered
+	close(stubborn)
+	if err := <-closed; !errors.Is(err, context.Canceled) {
+		t.Errorf("Close = %v", err)
+	}
 }
 
 // What was published between a look and a fetch is not fetched again.
@@ -536,10 +583,17 @@ func TestClose(t *testing.T) {
 	g.want(helloPath+"v1.0.0.mod", 200, "")
 	g.up.Stall(helloV, artifact.Zip, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { g.want(helloPath+"v1.0.0.zip", 503, "") })
+	for range 3 { // the first, and two who joined: all get an answer, though there is nothing to answer with
+		wg.Go(func() {
+			if a := g.want(helloPath+"v1.0.0.zip", 503, "shutting down"); a.header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		})
+	}
 	if err := g.up.Await(t.Context(), helloPath+"v1.0.0.zip", 1); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, func() bool { return g.gauge("requests_in_flight") == 3 })
 	g.want("/readyz", 200, "ready")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("time is up")
@@ -553,6 +607,21 @@ func TestClose(t *testing.T) {
 	g.want(helloPath+"v1.0.0.mod", 200, "")
 	g.want(helloPath+"v1.0.0.info", 503, "shutting down")
 	g.nothingPending()
+}
+
+// Work that was cancelled by Close says why it ended.
+func TestCancelledWork(t *testing.T) {
+	f := newFlights(1, slog.New(slog.DiscardHandler))
+	_, err := f.run(time.Minute, make(chan struct{}, 1), func(ctx context.Context) (any, error) {
+		f.stop()
+		return nil, fmt.Errorf("fetch: %w", ctx.Err())
+	})
+	if err != errClosing {
+		t.Errorf("run = %v, want %v", err, errClosing)
+	}
+	if _, err := f.run(time.Minute, make(chan struct{}), nil); err != errClosing {
+		t.Errorf("run without a slot = %v, want %v", err, errClosing)
+	}
 }
 
 func (g *rig) nothingPending() {

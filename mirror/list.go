@@ -139,6 +139,7 @@ func (m *Mirror) query(ctx context.Context, mv module.Version, cachedOnly bool) 
 	}
 	l, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.FetchBudget, m.small, func(ctx context.Context) (*answer, error) {
 		body, err := m.config.Upstream.Query(ctx, mv.Path, mv.Version)
+		err = m.flights.inTime(ctx, "the upstream", err)
 		if err == nil {
 			body, err = parseResolved(body, mv.Path)
 		}

@@ -21,10 +21,12 @@
 //     or not the upstream and the checksum database can be reached.
 //   - A failed check is 403, rubbish from upstream 502, a timeout 504, anything that cannot be said now 503. Only what
 //     is known not to exist is 404, because after a 404 the go command asks somebody else (statusOf).
-//   - Lists and @latest are the upstream's answers, at most one minute old while the upstream answers and as old as
-//     need be while it does not, united with what was published. Nothing vouches for them.
-//   - Every request ends within [Config.ClientWait] and the time to send the answer: the go command itself waits for
-//     ever. Every queue, cache and body is bounded.
+//   - Lists and @latest are the upstream's answers, united with what was published. While the upstream answers they are
+//     less than twice [Config.ListTTL] old, which is two minutes unless configured: in the second minute the older answer
+//     is sent once more while a newer one is fetched. Clients may keep them for another minute (Cache-Control). While the
+//     upstream does not answer they are as old as need be. Nothing vouches for them.
+//   - Every request ends within [Config.ClientWait] and the time to send the answer, which is a minute and a second for
+//     each 32 KiB: the go command itself waits for ever. Every queue, cache and body is bounded.
 //   - Nothing of a request but module path, version and query goes upstream; of a private module not even that.
 package mirror
 
@@ -91,7 +93,7 @@ type Config struct {
 	SumDB     http.Handler // answers /sumdb/…, sees the whole path; nil: 404
 	Private   string       // patterns as in GOPRIVATE: such modules are refused and never looked for
 
-	ListTTL     time.Duration // how old a list, @latest or query may be while the upstream answers; 0: a minute
+	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
 	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s
 	NegativeTTL time.Duration // how long "no such version" is remembered; 0: 30 s; at most a minute
@@ -100,7 +102,7 @@ type Config struct {
 	ClientWait  time.Duration // how long a client waits for a fetch, which goes on without it; 0: 5 min
 
 	MaxFetches    int   // infos, go.mods, lists and queries fetched at a time; 0: 64
-	MaxZipFetches int   // zips fetched at a time; 0: 16
+	MaxZipFetches int   // zips fetched at a time; 0: 64: a download is a cheap stream, and the upstream bounds those of one host
 	MaxChecks     int   // zips checked at a time; 0: number of processors
 	MaxQueue      int   // fetches under way or waiting for a slot; 0: 1024
 	HotBytes      int64 // memory for infos and go.mods; 0: 64 MiB
@@ -151,7 +153,7 @@ func New(c Config) (*Mirror, error) {
 	setDefault(&c.FetchBudget, 150*time.Second)
 	setDefault(&c.ClientWait, 5*time.Minute)
 	setDefault(&c.MaxFetches, 64)
-	setDefault(&c.MaxZipFetches, 16)
+	setDefault(&c.MaxZipFetches, 64)
 	setDefault(&c.MaxChecks, runtime.GOMAXPROCS(0))
 	setDefault(&c.MaxQueue, 1024)
 	setDefault(&c.HotBytes, 64<<20)
@@ -166,7 +168,7 @@ func New(c Config) (*Mirror, error) {
 		hot:      newCache[*hotAnswer](1<<17, c.HotBytes),
 		negative: newCache[error](1<<14, 4<<20),
 		queries:  newCache[*answer](1<<14, c.ListBytes),
-		flights:  newFlights(c.MaxQueue),
+		flights:  newFlights(c.MaxQueue, c.Log),
 		small:    make(chan struct{}, c.MaxFetches),
 		zips:     make(chan struct{}, c.MaxZipFetches),
 		checks:   make(chan struct{}, c.MaxChecks),
@@ -195,7 +197,8 @@ func setDefault[T int | int64 | time.Duration](v *T, def T) {
 func (m *Mirror) Drain() { m.draining.Store(true) }
 
 // Close drains, begins no new fetch, and waits for those under way. When ctx ends they are cancelled, waited for, and
-// the reason returned. What is held is served even after.
+// the reason returned; who waits for one of them is answered 503 at once, so whoever closes the server as well should
+// let ctx end a moment earlier. What is held is served even after.
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
 	return m.flights.close(ctx)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -78,7 +79,7 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	w.class = classOf(req)
 	if m.config.Private != "" && module.MatchPrefixPatterns(m.config.Private, req.Module.Path) {
 		w.hidden = true
-		return fmt.Errorf("%s is private here and not served; put it in the client's GOPRIVATE to fetch it directly: %w", req.Module.Path, artifact.ErrPolicy)
+		return fmt.Errorf("%s is private and not served here: %w", req.Module.Path, errPrivate)
 	}
 	return m.serveModule(w, r, req, path, id)
 }
@@ -237,6 +238,9 @@ func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, 
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w", mv, k, err)
 	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		err = fmt.Errorf("no space left on this mirror's disk: %w: %w", err, artifact.ErrUnavailable)
+	}
 	return l.value.man, l.value.small, l.joined, err
 }
 
@@ -323,7 +327,7 @@ func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
 		escaped, _, _ := strings.Cut(path[i+len("/lookup/"):], "@")
 		if mod, err := module.UnescapePath(escaped); err == nil && module.MatchPrefixPatterns(m.config.Private, mod) {
 			w.hidden = true
-			return fmt.Errorf("%s is private here and in no checksum database; put it in the client's GOPRIVATE: %w", mod, artifact.ErrPolicy)
+			return fmt.Errorf("%s is private here and in no checksum database: %w", mod, errPrivate)
 		}
 	}
 	r2 := *r

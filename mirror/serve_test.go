@@ -368,6 +368,53 @@ func TestHeaderLeak(t *testing.T) {
 	}
 }
 
+// PROTOCOL 38: an error says in its first line what is wrong, in words for the person who reads them, and each thing once.
+func TestTexts(t *testing.T) {
+	g := newRig(t, func(c *Config) {
+		c.Private = "corp.example"
+		c.SumDB = http.NotFoundHandler()
+	})
+	const private = " is private and not served here: put it in the client's GOPRIVATE\n"
+	for path, want := range map[string]string{
+		helloPath + "nope.zip":                        "version \"nope\" is not canonical for example.com/hello: only its .info can be asked for\n",
+		"/a/../b":                                     "path \"/a/../b\" is not clean\n",
+		"/corp.example/x/@v/list":                     "corp.example/x" + private,
+		"/sumdb/s/lookup/corp.example/x@v1.0.0":       "corp.example/x is private here and in no checksum database: put it in the client's GOPRIVATE\n",
+		"/cached-only/example.com/nope/@v/list":       "example.com/nope: no version list is held here\n",
+		"/cached-only/example.com/nope/@latest":       "example.com/nope: no version is held here\n",
+		"/cached-only/example.com/nope/@v/v1.0.0.mod": "example.com/nope@v1.0.0 mod: not held\n",
+		"/cached-only/example.com/nope/@v/main.info":  "example.com/nope@main: not held\n",
+	} {
+		a := g.get(path)
+		if got, ok := strings.CutPrefix(a.body, want); !ok || !strings.HasPrefix(got, "request id: ") {
+			t.Errorf("%s: %d %q, want %q", path, a.status, a.body, want)
+		}
+	}
+	g.up.Tamper(helloV, artifact.Info, func([]byte) []byte { return []byte(`{"Version":"v1.2.0"}`) })
+	want := "example.com/hello@v1.0.0 info: the info is that of another version, v1.2.0\ntry again, or ask who runs this mirror\nrequest id: "
+	if a := g.want(helloPath+"v1.0.0.info", 502, ""); !strings.HasPrefix(a.body, want) {
+		t.Errorf("%q, want %q", a.body, want)
+	}
+	g.index.publish = artifact.ErrConflict
+	g.want(helloPath+"v1.0.0.mod", 403, "\nit is not served, ask who runs this mirror\nrequest id: ")
+}
+
+// An upstream that says when to ask again is believed, within reason.
+func TestRetryAfter(t *testing.T) {
+	for said, want := range map[time.Duration]string{0: "5", -1: "5", 1: "1", 90*time.Second + 1: "91", time.Hour: "3600", 100 * time.Hour: "3600"} {
+		g := newRig(t)
+		g.sums.down = fmt.Errorf("x: %w: %w", patience(said), artifact.ErrUnavailable)
+		if a := g.want(helloPath+"v1.0.0.mod", 503, ""); a.header.Get("Retry-After") != want {
+			t.Errorf("after %v: Retry-After = %q, want %s", said, a.header.Get("Retry-After"), want)
+		}
+	}
+}
+
+type patience time.Duration
+
+func (p patience) Error() string          { return "busy" }
+func (p patience) RetryIn() time.Duration { return time.Duration(p) }
+
 func TestRequestID(t *testing.T) {
 	g := newRig(t)
 	a := g.want("/example.com/hello/@v/nope.mod", 404, "request id: mine-1.x", func(r *http.Request) { r.Header.Set("X-Request-Id", "mine-1.x") })

@@ -3,10 +3,12 @@ package mirror
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"modmirror/mirror/artifact"
@@ -58,29 +60,43 @@ func outcomeOf(err error) outcome {
 
 // What a client can do about it, by status.
 var advice = map[int]string{
-	http.StatusForbidden:           "; it is not served, ask who runs this mirror",
-	http.StatusInternalServerError: "; ask who runs this mirror",
-	http.StatusBadGateway:          "; try again, or ask who runs this mirror",
-	http.StatusServiceUnavailable:  "; try again later",
-	http.StatusGatewayTimeout:      "; try again later",
+	http.StatusForbidden:           "it is not served, ask who runs this mirror\n",
+	http.StatusInternalServerError: "ask who runs this mirror\n",
+	http.StatusBadGateway:          "try again, or ask who runs this mirror\n",
+	http.StatusServiceUnavailable:  "try again later\n",
+	http.StatusGatewayTimeout:      "try again later\n",
 }
 
-const (
-	maxReason = 420 // bytes of the first line of an error, without the advice; the go command shows 648 bytes in all
-	retry     = "5" // seconds
-)
+// errPrivate is for a module that a client should not have asked for here. What to do stands in the reason.
+var errPrivate = fmt.Errorf("put it in the client's GOPRIVATE: %w", artifact.ErrPolicy)
 
-// writeError answers with the status of err and the reason as plain text: the reason in the first line, the id of the
-// request in the second. The go command shows it to the developer (8 lines, 648 bytes, plain text only). What is
-// inside a 500 stays inside: it is in the log under the id.
+const maxReason = 420 // bytes of the first line of an error; the go command shows 648 bytes in all
+
+// retryAfter returns how many seconds a client should wait after err: as long as the upstream said, within reason.
+func retryAfter(err error) string {
+	var said interface{ RetryIn() time.Duration }
+	if !errors.As(err, &said) || said.RetryIn() <= 0 {
+		return "5"
+	}
+	return strconv.Itoa(int(min(max(said.RetryIn()+time.Second-1, time.Second), time.Hour) / time.Second))
+}
+
+// writeError answers with the status of err and the reason as plain text: the reason in the first line, what to do in
+// the second, if there is anything, and the id of the request in the last. The go command shows it to the developer
+// (8 lines, 648 bytes, plain text only), and a mirror behind this one takes the first line. What is inside a 500 stays
+// inside: it is in the log under the id.
 func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	status := statusOf(err)
 	reason := artifact.PublicText(err, maxReason)
 	if status == http.StatusInternalServerError {
 		reason = "internal error"
 	}
+	what := advice[status]
+	if errors.Is(err, errPrivate) {
+		what = ""
+	}
 	h := w.Header()
-	body := reason + advice[status] + "\nrequest id: " + id + "\n"
+	body := reason + "\n" + what + "request id: " + id + "\n"
 	h["Content-Type"] = typeText
 	h["X-Content-Type-Options"] = nosniff
 	h["Cache-Control"] = noStore
@@ -91,7 +107,7 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	case status == http.StatusMethodNotAllowed:
 		h["Allow"] = allowGet
 	case status >= http.StatusBadGateway:
-		h["Retry-After"] = []string{retry}
+		h["Retry-After"] = []string{retryAfter(err)}
 	}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)

@@ -196,8 +196,9 @@ func (t *topic) renew(ctx context.Context, path string) (*seen, error) {
 	if t.m.config.Upstream == nil {
 		return t.orAbsent(ctx, path, t.held, errOffline)
 	}
-	asking, cancel := context.WithTimeout(ctx, t.m.config.ListBudget)
+	asking, cancel := context.WithTimeoutCause(ctx, t.m.config.ListBudget, &budgetError{t.m.config.ListBudget})
 	s, err := t.ask(asking, path)
+	err = t.m.flights.inTime(asking, "the upstream", err)
 	cancel()
 	if err == nil {
 		return s, nil
