@@ -1,0 +1,105 @@
+//go:build bench && linux
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// statOf returns the fields of /proc/<pid>/stat that follow the name of the program: state, ppid, … (proc(5)).
+func statOf(pid int) ([]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	i := strings.LastIndexByte(string(b), ')') // the name may have anything in it
+	f := strings.Fields(string(b[i+1:]))
+	if len(f) < 15 {
+		return nil, fmt.Errorf("/proc/%d/stat: %q", pid, b)
+	}
+	return f, nil
+}
+
+// family returns pid and its children: the master of nginx and its workers.
+func family(pid int) []int {
+	out := []int{pid}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	for _, dir := range dirs {
+		child, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue
+		}
+		if f, err := statOf(child); err == nil && f[1] == strconv.Itoa(pid) {
+			out = append(out, child)
+		}
+	}
+	return out
+}
+
+// cpuOf returns the processor time that the processes have used.
+func cpuOf(pids []int) (time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go runs on
+	var sum time.Duration
+	for _, pid := range pids {
+		f, err := statOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		for _, field := range f[11:13] { // utime and stime
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += time.Duration(n) * tick
+		}
+	}
+	return sum, nil
+}
+
+// memoryOf returns the sum of a field of /proc/<pid>/status, in MB: VmRSS now, or VmHWM, the most there was.
+func memoryOf(pids []int, field string) (float64, error) {
+	var sum float64
+	for _, pid := range pids {
+		kb, err := statusField(pid, field)
+		if err != nil {
+			return 0, err
+		}
+		sum += kb * 1024 / 1e6
+	}
+	return sum, nil
+}
+
+func statusField(pid int, field string) (float64, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if rest, ok := strings.CutPrefix(s.Text(), field+":"); ok {
+			return strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 64)
+		}
+	}
+	return 0, fmt.Errorf("process %d has no %s", pid, field)
+}
+
+// machine describes where this runs, in one line.
+func machine() string {
+	cpu, kernel := "unknown processor", ""
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, rest, ok := strings.Cut(string(b), "model name"); ok {
+			line, _, _ := strings.Cut(rest, "\n")
+			cpu = strings.TrimLeft(line, "\t :")
+		}
+	}
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		kernel = ", Linux " + strings.TrimSpace(string(b))
+	}
+	return cpu + kernel
+}
