@@ -1,6 +1,7 @@
 # make serve   build and run a mirror with the built-in defaults on localhost:3000
 # make test    everything that a change must pass
 # make real    the same promises against the real public Go module proxy and sum.golang.org
+# make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -9,7 +10,7 @@ DEFAULT_UPSTREAM := $(shell env -u GOPROXY GOENV=off go env GOPROXY)
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
 
-.PHONY: serve build test check unit real clean
+.PHONY: serve build test check unit real bench bench-catalog clean
 
 serve: build
 	./bin/modmirror serve
@@ -29,6 +30,12 @@ unit:
 
 real: build
 	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
+
+bench: build
+	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 30m -run '^TestBench$$/($(BENCH))' ./cmd/modmirror
+
+bench-catalog: build
+	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 30m -run '^TestBenchCatalog$$' ./cmd/modmirror
 
 clean:
 	rm -rf bin
