@@ -115,9 +115,10 @@ func (f *flights) run(budget time.Duration, slots chan struct{}, work func(conte
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
-	case <-f.base.Done():
-		return nil, errClosing
 	case <-ctx.Done():
+		if f.base.Err() != nil {
+			return nil, errClosing
+		}
 		return nil, fmt.Errorf("waited %v for other fetches to end: %w", budget, artifact.ErrUnavailable)
 	}
 	v, err = work(ctx)
