@@ -27,6 +27,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	id := m.ids.of(r)
 	w.Header()["X-Request-Id"] = []string{id}
+	sendWithin(w, m.config.ClientWait+sendTime(0)) // whatever the answer is; what is large gets its own time
 	out := &response{ResponseWriter: w}
 	m.metrics.inFlight.Inc()
 	defer func() {
@@ -160,11 +161,21 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	h["X-Content-Type-Options"] = nosniff
 	h["Cache-Control"] = immutable
 	h["Etag"] = []string{etag}
-	// A client that reads too slowly must not keep a file and a connection for ever. Not every writer has deadlines.
-	const slowest = 32 << 10 // bytes a second
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute + time.Duration(got.ref.Size/slowest)*time.Second))
+	sendWithin(w, sendTime(got.ref.Size))
 	http.ServeContent(w, r, "", time.Time{}, got.file)
 	return nil
+}
+
+// sendTime returns how long a client may take to read an answer.
+func sendTime(size int64) time.Duration {
+	const slowest = 32 << 10 // bytes a second
+	return time.Minute + time.Duration(size/slowest)*time.Second
+}
+
+// sendWithin ends the answer after d: a client that does not read must not keep a connection, and what is sent over it,
+// for ever. It costs 0.15 µs; the server forgets the deadline before the next request. Not every writer has deadlines.
+func sendWithin(w http.ResponseWriter, d time.Duration) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d))
 }
 
 // found is an artifact ready to be sent: in memory, or in a file that the receiver closes.
@@ -289,12 +300,18 @@ func (m *Mirror) published(ctx context.Context, mv module.Version) {
 	m.latest.published(ctx, mv.Path)
 }
 
+// atOnce is what a client on any line reads within the time that every answer has, in bytes.
+const atOnce = 64 << 10
+
 // sendAnswer sends a. What is not an artifact has no ETag and no ranges.
 func sendAnswer(w *response, r *http.Request, a *answer) {
 	h := w.Header()
 	h["Content-Type"] = a.contentType
 	h["X-Content-Type-Options"] = nosniff
 	h["Cache-Control"] = a.cacheFor
+	if len(a.body) > atOnce {
+		sendWithin(w, sendTime(int64(len(a.body))))
+	}
 	if a.etag != nil {
 		h["Etag"] = a.etag
 		if conditional(r.Header) {
