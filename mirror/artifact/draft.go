@@ -79,7 +79,7 @@ func (d *Draft) Name() string { return filepath.Join(d.s.dir, filepath.FromSlash
 
 // Commit makes the bytes durable under their digest and ends the draft, also if it fails. The bytes are on the disk
 // when it returns: the file is fsynced, read back and compared, renamed, and the directory is fsynced. If the store has
-// the bytes already, they stay untouched. An error matches [ErrUnavailable], or is that of an earlier Write.
+// the bytes already, and they are right (they are read to know that), they stay untouched. An error matches [ErrUnavailable], or is that of an earlier Write.
 func (d *Draft) Commit() (Ref, error) {
 	defer d.Discard()
 	if d.f == nil {
@@ -96,7 +96,7 @@ func (d *Draft) Commit() (Ref, error) {
 	if err != nil {
 		return Ref{}, err
 	}
-	if !d.s.Has(ref) {
+	if !d.s.intact(ref, true) {
 		if err := d.settle(ref); err != nil {
 			return Ref{}, err
 		}
@@ -123,13 +123,16 @@ func (d *Draft) settle(ref Ref) error {
 	}
 	d.s.renaming.Lock()
 	defer d.s.renaming.Unlock()
-	if d.s.Has(ref) {
+	if d.s.intact(ref, false) { // another commit was faster
 		return nil
 	}
 	if err := d.s.disk.Rename(d.name, blobName(ref.Digest)); err != nil {
 		return d.s.fault("rename a draft", err)
 	}
 	d.name = ""
+	if fi, err := d.s.root.Lstat(blobName(ref.Digest)); err == nil {
+		d.s.verified.add(ref.Digest, fileIDOf(fi)) // it was read back
+	}
 	return nil
 }
 

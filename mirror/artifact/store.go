@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -32,8 +33,8 @@ import (
 //	after Commit returned         the blob is there and complete
 //
 // A name under blobs/ therefore always has all its bytes, and nothing has to be repaired. Bytes that changed later are
-// found by size at every Open, by digest with Verify, and match [ErrDamaged]; whoever has the right bytes elsewhere
-// calls Remove and commits them again.
+// found by size at every Open, by digest at the first Open of each blob in a process and with Verify, and match
+// [ErrDamaged]; whoever has the right bytes elsewhere commits them again, which replaces the damaged ones.
 //
 // After the first failed write, fsync, rename or read-back the store writes nothing more until it is opened again
 // ([Store.Err] says why): the kernel reports a failed fsync once and may let the next one pass although the bytes are
@@ -52,10 +53,15 @@ type Store struct {
 	shards [256]struct { // by the first byte of the digest: its subdirectory of blobs/
 		mu   sync.Mutex
 		made bool // guarded by mu; there, and durable
+
+		dir atomic.Pointer[os.Root] // open for reading since the first Open; nil before
 	}
 
-	mu     sync.Mutex
-	failed error // guarded by mu; the first fault, which ends writing, or that the store is open for reading only
+	verified verified
+
+	mu      sync.Mutex
+	onFault func(error) // guarded by mu; may be nil
+	failed  error       // guarded by mu; the first fault, which ends writing, or that the store is open for reading only
 
 	quarantine shelf
 }
@@ -106,12 +112,13 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := newStore(dir, root, rootDisk{root})
-	s.failed = fmt.Errorf("the store %s is open for reading only: %w", dir, ErrUnavailable)
+	s.failed = fmt.Errorf("the store %s is %w: %w", dir, errReadOnly, ErrUnavailable)
 	return s, nil
 }
 
 func newStore(dir string, root *os.Root, disk disk) *Store {
 	s := &Store{dir: dir, root: root, disk: disk}
+	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]chan struct{}{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	return s
 }
@@ -181,7 +188,29 @@ func (s *Store) Sweep() error {
 }
 
 // Close closes the store. Drafts that are still open can be discarded, not committed.
-func (s *Store) Close() error { return s.root.Close() }
+func (s *Store) Close() error {
+	err := s.root.Close()
+	for i := range s.shards {
+		if dir := s.shards[i].dir.Load(); dir != nil {
+			err = errors.Join(err, dir.Close())
+		}
+	}
+	return err
+}
+
+// OnFault makes the store call f once, on a goroutine of its own, with the fault that ends writing; at once if that has
+// happened already. It is called before the store is used.
+func (s *Store) OnFault(f func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onFault = f
+	if s.failed != nil && !errors.Is(s.failed, errReadOnly) {
+		go f(s.failed)
+	}
+}
+
+// errReadOnly is why a store that is open for reading only does not write. It is no fault.
+var errReadOnly = errors.New("open for reading only")
 
 // Err returns the fault that ended writing, or nil while the store takes drafts. It matches [ErrUnavailable].
 func (s *Store) Err() error {
@@ -208,6 +237,9 @@ func (s *Store) latch(what string, err error) error {
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = fmt.Errorf("the store %s stopped writing: %s: %v: %w", s.dir, what, err, ErrUnavailable)
+		if s.onFault != nil {
+			go s.onFault(s.failed)
+		}
 	}
 	return s.failed
 }
@@ -238,10 +270,52 @@ func (s *Store) Has(r Ref) bool {
 }
 
 // Open opens the bytes of r for reading. The error matches [fs.ErrNotExist] if they are not here, and [ErrDamaged] if
-// something else is here in their place. The caller closes the file.
+// something else is here in their place. The first Open of a blob in a process reads it whole to know that; others who
+// open it meanwhile wait. The caller closes the file.
 func (s *Store) Open(r Ref) (*os.File, error) {
-	name := blobName(r.Digest)
-	fi, err := s.root.Lstat(name)
+	f, err := s.open(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.verifyOnce(f, r); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// open opens the file of r if it has the right size.
+func (s *Store) open(r Ref) (*os.File, error) {
+	if dir := s.shardDir(r.Digest); dir != nil {
+		f, err := openIn(dir, r.Digest.String(), r)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		// The directory may have been replaced since it was opened.
+	}
+	return openIn(s.root, blobName(r.Digest), r)
+}
+
+// shardDir returns the directory of d's blob, which is kept open: a Root walks a name from its top with a system call for
+// each part, which takes twice as long as the rest of Open. The names below it cannot leave it any more than before. It is
+// nil if the directory cannot be opened.
+func (s *Store) shardDir(d Digest) *os.Root {
+	at := &s.shards[d[0]].dir
+	if dir := at.Load(); dir != nil {
+		return dir
+	}
+	dir, err := s.root.OpenRoot(path.Dir(blobName(d)))
+	if err != nil {
+		return nil
+	}
+	if !at.CompareAndSwap(nil, dir) {
+		_ = dir.Close()
+	}
+	return at.Load()
+}
+
+func openIn(dir *os.Root, name string, r Ref) (*os.File, error) {
+	fi, err := dir.Lstat(name) // first: to open a pipe would wait
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open %v: %w", r, err)
 	}
@@ -254,7 +328,7 @@ func (s *Store) Open(r Ref) (*os.File, error) {
 	if fi.Size() != r.Size {
 		return nil, fmt.Errorf("open %v: the file has %d bytes: %w", r, fi.Size(), ErrDamaged)
 	}
-	f, err := s.root.Open(name)
+	f, err := dir.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open %v: %w", r, err)
 	}
@@ -267,22 +341,12 @@ func (s *Store) Open(r Ref) (*os.File, error) {
 // Verify reads the bytes of r and reports whether they still have their digest. Bytes that do not, and bytes that the
 // disk cannot read, match [ErrDamaged]; missing ones match [fs.ErrNotExist].
 func (s *Store) Verify(ctx context.Context, r Ref) error {
-	f, err := s.Open(r)
+	f, err := s.open(r)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	got, err := digestAll(ctx, f)
-	if ctx.Err() != nil {
-		return fmt.Errorf("verify %v: %w", r, context.Cause(ctx))
-	}
-	if err != nil {
-		return fmt.Errorf("verify %v: %v: %w", r, err, ErrDamaged)
-	}
-	if got != r {
-		return fmt.Errorf("verify %v: the file is %v: %w", r, got, ErrDamaged)
-	}
-	return nil
+	return s.verify(ctx, f, r)
 }
 
 // digestAll returns the Ref of what r still holds.
@@ -307,6 +371,7 @@ func (s *Store) Remove(d Digest) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
+	s.verified.forget(d)
 	name := blobName(d)
 	if err := s.disk.Remove(name); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -320,32 +385,62 @@ func (s *Store) Remove(d Digest) error {
 }
 
 // All yields every blob, in the order of digests, as the directory has them at that moment; a size that is wrong shows
-// in comparison with a Ref from elsewhere. A directory that cannot be read is an error and the rest follows. Files that
-// are no blobs are passed over.
+// in comparison with a Ref from elsewhere. A directory that cannot be read is an error and the rest follows. So is, each
+// matching [ErrDamaged], what is there and is no blob: nobody but the store makes anything under blobs/.
 func (s *Store) All() iter.Seq2[Ref, error] {
 	return func(yield func(Ref, error) bool) {
-		for i := range 256 {
-			dir := fmt.Sprintf("%02x", i)
-			names, err := s.names(blobDir + "/" + dir)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
-				return
-			}
-			for _, name := range names {
-				d, err := ParseDigest(name)
-				if err != nil || name[:2] != dir {
-					continue
-				}
-				fi, err := s.root.Lstat(blobName(d))
-				if err != nil || !fi.Mode().IsRegular() {
-					continue // removed meanwhile
-				}
-				if !yield(Ref{Digest: d, Size: fi.Size()}, nil) {
+		names, err := s.names(blobDir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
+			return
+		}
+		for _, dir := range names {
+			if b, err := hex.DecodeString(dir); err != nil || len(b) != 1 || hex.EncodeToString(b) != dir {
+				if !yield(Ref{}, stray(blobDir+"/"+dir, "it is no directory of blobs")) {
 					return
 				}
+			} else if !s.allIn(dir, yield) {
+				return
 			}
 		}
 	}
 }
+
+// allIn yields the blobs in one directory, and reports whether to go on.
+func (s *Store) allIn(dir string, yield func(Ref, error) bool) bool {
+	names, err := s.names(blobDir + "/" + dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !yield(Ref{}, fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)) {
+		return false
+	}
+	for _, name := range names {
+		file := blobDir + "/" + dir + "/" + name
+		d, err := ParseDigest(name)
+		if err != nil || name[:2] != dir {
+			if !yield(Ref{}, stray(file, "a blob has another name")) {
+				return false
+			}
+			continue
+		}
+		fi, err := s.root.Lstat(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // removed meanwhile
+		case err != nil:
+			err = fmt.Errorf("list blobs: %v: %w", err, ErrUnavailable)
+		case !fi.Mode().IsRegular():
+			err = stray(file, fmt.Sprintf("it is no file, but %v", fi.Mode().Type()))
+		}
+		ref := Ref{}
+		if err == nil {
+			ref = Ref{Digest: d, Size: fi.Size()}
+		}
+		if !yield(ref, err) {
+			return false
+		}
+	}
+	return true
+}
+
+func stray(name, why string) error { return fmt.Errorf("stray %q: %s: %w", name, why, ErrDamaged) }
 
 // names returns the names in a directory, sorted.
 func (s *Store) names(dir string) ([]string, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -474,21 +475,47 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 		want[put(t, s, []byte(strings.Repeat("x", i)))] = true
 	}
 	misplaced := DigestOf([]byte("x")).String() // which is in its place, too
-	for _, name := range []string{"blobs/sha256/00/README", "blobs/sha256/00/" + strings.ToUpper(misplaced), "blobs/sha256/00/" + misplaced} {
-		if err := s.root.WriteFile(name, nil, 0o600); err != nil {
+	strays := []string{
+		"blobs/sha256/00/README", "blobs/sha256/00/" + strings.ToUpper(misplaced), "blobs/sha256/00/" + misplaced,
+		"blobs/sha256/00/" + strings.Repeat("0", 63) + "1", "blobs/sha256/README", "blobs/sha256/0", "blobs/sha256/AB",
+	}
+	for i, name := range strays {
+		err := s.root.WriteFile(name, nil, 0o600)
+		if i == 3 {
+			err = errors.Join(s.root.Remove(name), s.root.Mkdir(name, 0o700))
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	var last string
+	var errs []error
 	for ref, err := range s.All() {
-		if err != nil || !want[ref] || ref.Digest.String() <= last {
-			t.Errorf("All yields %v, %v after %s", ref, err, last)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if !want[ref] || ref.Digest.String() <= last {
+			t.Errorf("All yields %v after %s", ref, last)
 		}
 		delete(want, ref)
 		last = ref.Digest.String()
 	}
 	if len(want) > 0 {
 		t.Errorf("All misses %d blobs", len(want))
+	}
+	for _, name := range strays {
+		if !slices.ContainsFunc(errs, func(err error) bool {
+			return errors.Is(err, ErrDamaged) && strings.Contains(err.Error(), `"`+name+`"`)
+		}) {
+			t.Errorf("All does not report the stray %s: %v", name, errs)
+		}
+		if err := s.root.RemoveAll(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(errs) != len(strays) {
+		t.Errorf("All reports %d errors, want %d: %v", len(errs), len(strays), errs)
 	}
 	n := 0
 	for range s.All() {
@@ -503,7 +530,7 @@ func TestAllYieldsBlobsOnly(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(bad), os.WriteFile(bad, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	var errs []error
+	errs = nil
 	for _, err := range s.All() {
 		if err != nil {
 			errs = append(errs, err)

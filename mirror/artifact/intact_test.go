@@ -1,0 +1,291 @@
+package artifact
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// rot turns a bit of a stored blob, as a disk does: nobody has written the file.
+func rot(t *testing.T, s *Store, r Ref) {
+	t.Helper()
+	name := filepath.Join(s.dir, blobName(r.Digest))
+	fi, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := errors.Join(os.WriteFile(name, b, 0o600), os.Chtimes(name, time.Time{}, fi.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The first Open in a process finds what changed since the last one; also in a store that is open for reading only.
+func TestFirstOpenVerifies(t *testing.T) {
+	dir := t.TempDir()
+	s := openTestStore(t, dir)
+	good, bad := put(t, s, []byte("good bytes")), put(t, s, []byte("bytes that rot"))
+	rot(t, s, bad)
+	s.Close()
+	for _, open := range []func(string) (*Store, error){OpenStoreReadOnly, OpenStore} {
+		s, err := open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := get(s, bad); !errors.Is(err, ErrDamaged) {
+				t.Errorf("Open of rotten bytes: %v, want ErrDamaged", err)
+			}
+			if b, err := get(s, good); err != nil || string(b) != "good bytes" {
+				t.Errorf("Open: %q, %v", b, err)
+			}
+		}
+		s.Close()
+	}
+}
+
+// A blob is read once in a process, not at each Open; a file that takes its place is read again.
+func TestOpenVerifiesOnce(t *testing.T) {
+	dir := t.TempDir()
+	s := openTestStore(t, dir)
+	ref := put(t, s, []byte("some zip"))
+	for range 2 {
+		if _, err := get(s, ref); err != nil {
+			t.Fatal(err)
+		}
+		rot(t, s, ref) // which nobody looks for any more
+		if _, err := get(s, ref); err != nil {
+			t.Errorf("the second Open reads the blob again: %v", err)
+		}
+		rot(t, s, ref) // and back
+		s.Close()
+		s = openTestStore(t, dir)
+	}
+	name := filepath.Join(s.dir, blobName(ref.Digest))
+	if _, err := get(s, ref); err != nil {
+		t.Fatal(err)
+	}
+	for what, replace := range map[string]func() error{
+		"time": func() error {
+			return errors.Join(os.WriteFile(name, []byte("SOME ZIP"), 0o600), os.Chtimes(name, time.Time{}, time.Unix(1, 0)))
+		},
+		"file": func() error {
+			fi, err := os.Stat(name)
+			if err != nil {
+				return err
+			}
+			return errors.Join(os.WriteFile(name+"2", []byte("SOME ZIP"), 0o600), os.Chtimes(name+"2", time.Time{}, fi.ModTime()), os.Rename(name+"2", name))
+		},
+	} {
+		if err := replace(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := get(s, ref); !errors.Is(err, ErrDamaged) {
+			t.Errorf("Open after the %s changed: %v, want ErrDamaged", what, err)
+		}
+		put(t, s, []byte("some zip"))
+		if _, err := get(s, ref); err != nil {
+			t.Errorf("Open after the right bytes came: %v", err)
+		}
+	}
+}
+
+// Bytes that were committed are right, and what Verify has read is too; what it finds damaged is not served any more.
+func TestVerifiedIsShared(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	ref := put(t, s, []byte("some zip"))
+	rot(t, s, ref)
+	if _, err := get(s, ref); err != nil {
+		t.Errorf("Open after Commit reads the blob again: %v", err)
+	}
+	if err := s.Verify(t.Context(), ref); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Verify = %v, want ErrDamaged", err)
+	}
+	if _, err := get(s, ref); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Open after Verify = %v, want ErrDamaged", err)
+	}
+	rot(t, s, ref)
+	if err := s.Verify(t.Context(), ref); err != nil {
+		t.Error(err)
+	}
+	if b, err := get(s, ref); err != nil || string(b) != "some zip" {
+		t.Errorf("Open = %q, %v", b, err)
+	}
+}
+
+// A commit of the right bytes takes the place of rotten ones, whether they were served before or not.
+func TestCommitHealsRottenBytes(t *testing.T) {
+	dir := t.TempDir()
+	for _, restart := range []bool{false, true} {
+		s := openTestStore(t, dir)
+		ref := put(t, s, []byte("some zip"))
+		if _, err := get(s, ref); err != nil {
+			t.Fatal(err)
+		}
+		rot(t, s, ref)
+		if restart {
+			s.Close()
+			s = openTestStore(t, dir)
+		}
+		put(t, s, []byte("some zip"))
+		if b, err := get(s, ref); err != nil || string(b) != "some zip" {
+			t.Errorf("Open = %q, %v", b, err)
+		}
+		if err := s.Verify(t.Context(), ref); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	}
+}
+
+func TestVerifiedIsBounded(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	s.verified.max = 3
+	for i := range 9 {
+		ref := put(t, s, bytes.Repeat([]byte("x"), i))
+		if _, err := get(s, ref); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(s.verified.blobs); n != 3 {
+		t.Errorf("%d blobs are remembered, want 3", n)
+	}
+	ref := RefOf([]byte("x"))
+	if err := s.Remove(ref.Digest); err != nil {
+		t.Error(err)
+	}
+	if _, ok := s.verified.blobs[ref.Digest]; ok {
+		t.Error("a blob that was removed is remembered")
+	}
+}
+
+// Of many who open a blob for the first time, one reads it; the others learn what came of it, or read it themselves.
+func TestFirstOpensAreJoined(t *testing.T) {
+	dir := t.TempDir()
+	s := openTestStore(t, dir)
+	good, bad := put(t, s, bytes.Repeat([]byte("zip"), 1<<20)), put(t, s, bytes.Repeat([]byte("rot"), 1<<16))
+	rot(t, s, bad)
+	s.Close()
+	s = openTestStore(t, dir)
+	known, wait := s.verified.begin(good.Digest, fileID{})
+	if known || wait != nil {
+		t.Fatal("the blob is known already")
+	}
+	var wg sync.WaitGroup
+	var opened sync.WaitGroup
+	for range 8 {
+		opened.Add(1)
+		wg.Go(func() {
+			opened.Done()
+			f, err := s.Open(good)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			f.Close()
+		})
+		wg.Go(func() {
+			if _, err := s.Open(bad); !errors.Is(err, ErrDamaged) {
+				t.Errorf("Open of rotten bytes: %v", err)
+			}
+		})
+	}
+	opened.Wait()
+	s.verified.mu.Lock()
+	if n := len(s.verified.reads); n > 2 {
+		t.Errorf("%d reads at once", n)
+	}
+	s.verified.mu.Unlock()
+	s.verified.end(good.Digest)
+	wg.Wait()
+	if len(s.verified.reads) > 0 {
+		t.Error("a read never ends")
+	}
+}
+
+func TestOnFault(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	faults := make(chan error, 9)
+	s.OnFault(func(err error) { faults <- err })
+	d.note(func() { d.fail = failing("fsync", syscall.EIO) })
+	for range 3 {
+		if _, err := tryPut(s, []byte("some zip")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("Commit = %v", err)
+		}
+	}
+	if err := <-faults; err == nil || err != s.Err() {
+		t.Errorf("OnFault(%v), want %v", err, s.Err())
+	}
+	late := make(chan error, 9)
+	s.OnFault(func(err error) { late <- err })
+	if err := <-late; err != s.Err() {
+		t.Errorf("OnFault(%v) of a store that has failed, want %v", err, s.Err())
+	}
+	r, err := OpenStoreReadOnly(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	r.OnFault(func(err error) { faults <- err })
+	s.latch("again", syscall.EIO)
+	if len(faults)+len(late) > 0 {
+		t.Error("OnFault is called twice, or for a store that is open for reading only")
+	}
+}
+
+// OpenStore makes every directory durable that it may have made, or that a process made which died before it did so.
+func TestOpenStoreIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		var synced []string
+		s, err := openStore(dir, func(root *os.Root) disk { return syncSpy{rootDisk{root}, &synced} })
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		for _, want := range []string{".", "blobs", "blobs/sha256"} {
+			if !slices.Contains(synced, want) {
+				t.Errorf("OpenStore fsyncs %q, not %s", synced, want)
+			}
+		}
+	}
+}
+
+type syncSpy struct {
+	rootDisk
+	synced *[]string
+}
+
+func (d syncSpy) SyncDir(name string) error {
+	*d.synced = append(*d.synced, name)
+	return d.rootDisk.SyncDir(name)
+}
+
+func BenchmarkOpen(b *testing.B) {
+	s, err := OpenStore(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	ref, err := tryPut(s, bytes.Repeat([]byte("zip"), 10000))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		f, err := s.Open(ref)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+	}
+}
