@@ -9,7 +9,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -126,25 +128,46 @@ func (m *Mirror) serveHome(w *response, r *http.Request) error {
 // "direct" at the end: what the mirror refuses must not be fetched around it.
 func setupLines(r *http.Request) []string {
 	scheme := "http"
-	if r.TLS != nil {
+	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" { // anybody can send this, and harms only their own page
 		scheme = "https"
 	}
 	return []string{"go env -w GOPROXY=" + scheme + "://" + hostOf(r)}
 }
 
-// hostOf returns the address that the client used, if it cannot be anything else: people paste it into a shell.
+// hostOf returns the address that the client used, if it cannot be anything else: people paste it into a shell. If it
+// can, they have to put the name in themselves, but the port is known.
 func hostOf(r *http.Request) string {
-	for i := range len(r.Host) {
-		switch c := r.Host[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == ':', c == '[', c == ']':
-		default:
-			return "localhost"
+	if isHostPort(r.Host) {
+		return r.Host
+	}
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		if _, port, err := net.SplitHostPort(local.String()); err == nil {
+			return net.JoinHostPort("localhost", port)
 		}
 	}
-	if r.Host == "" || len(r.Host) > 255 {
-		return "localhost"
+	return "localhost:3000"
+}
+
+// isHostPort reports whether s is a host name or an address, with or without a port.
+func isHostPort(s string) bool {
+	host, port := s, "1"
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		host, port = h, p
 	}
-	return r.Host
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || len(s) > 255 {
+		return false
+	}
+	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return a.Zone() == "" && a.Is6() == strings.HasPrefix(s, "[")
+	}
+	for i := range len(host) {
+		switch c := host[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-' && i > 0, c == '.' && i > 0:
+		default:
+			return false
+		}
+	}
+	return host != ""
 }
 
 func wantsHTML(r *http.Request) bool {

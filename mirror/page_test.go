@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -34,17 +35,32 @@ func TestPage(t *testing.T) {
 			t.Errorf("for terminals: %+v", a)
 		}
 	}
-	g.want("/", 200, "GOPROXY=http://localhost\n", func(r *http.Request) { r.Host = "a;rm-rf$(x)" })
-	g.want("/", 200, "GOPROXY=http://mirror.corp:3000\n", func(r *http.Request) {
-		r.Host = "mirror.corp:3000"
-		r.Header.Set("X-Forwarded-Proto", "https") // anybody can send this
-	})
+	_, port, err := net.SplitHostPort(g.srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, odd := range []string{"a;rm-rf$(x)", "a:b:c", ":80", "x:", "-x", "x:99999", "::1", "[127.0.0.1]:80", "fe80::1%eth0", "a_b", strings.Repeat("x", 256)} {
+		g.want("/", 200, "GOPROXY=http://localhost:"+port+"\n", func(r *http.Request) { r.Host = odd })
+	}
+	for _, host := range []string{"mirror.corp:3000", "mirror", "[::1]:80", "[::1]", "10.0.0.1", "10.0.0.1:1"} {
+		g.want("/", 200, "GOPROXY=http://"+host+"\n", func(r *http.Request) { r.Host = host })
+	}
+	for proto, scheme := range map[string]string{"https": "https", "HTTPS": "http", "https,http": "http", "javascript": "http", "": "http"} {
+		g.want("/", 200, "GOPROXY="+scheme+"://mirror.corp\n", func(r *http.Request) {
+			r.Host = "mirror.corp"
+			r.Header.Set("X-Forwarded-Proto", proto)
+		})
+	}
 	r := httptest.NewRequest("GET", "https://mirror.corp/", nil)
 	r.TLS = &tls.ConnectionState{}
 	w := httptest.NewRecorder()
 	g.ServeHTTP(w, r)
 	if !strings.Contains(w.Body.String(), "GOPROXY=https://mirror.corp\n") {
 		t.Errorf("over TLS: %s", w.Body)
+	}
+	r.Host = ""
+	if got := hostOf(r); got != "localhost:3000" {
+		t.Errorf("without any address: %s", got)
 	}
 }
 
