@@ -78,7 +78,7 @@ type bench struct {
 	index *memIndex
 }
 
-func newBench(t *testing.T, up *lister, index *memIndex) *bench {
+func newBench(t *testing.T, up *lister, index *memIndex, options ...func(*Config)) *bench {
 	store, err := artifact.OpenStore(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +87,9 @@ func newBench(t *testing.T, up *lister, index *memIndex) *bench {
 	c := Config{Index: index, Store: store, Checksums: &checksums{}}
 	if up != nil {
 		c.Upstream = up
+	}
+	for _, o := range options {
+		o(&c)
 	}
 	m, err := New(c)
 	if err != nil {
@@ -442,6 +445,22 @@ func TestLongList(t *testing.T) {
 			t.Errorf("a list of %d bytes is cut to %d", len(body), len(got))
 		}
 	}
+}
+
+// "No such version" is believed for a minute at most, whatever is configured.
+func TestNegativeIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, &lister{}, newMemIndex(), func(c *Config) { c.NegativeTTL = time.Hour })
+		b.set("", "", notExist("x"), 0)
+		b.want(listOf, 404, "")
+		b.want("/example.com/m/@v/main.info", 404, "")
+		b.set("v1.0.0\n", `{"Version":"v1.0.0"}`, nil, 0)
+		time.Sleep(59 * time.Second)
+		b.want(listOf, 404, "")
+		time.Sleep(2 * time.Second)
+		b.want(listOf, 200, "v1.0.0\n")
+		b.want("/example.com/m/@v/main.info", 200, `{"Version":"v1.0.0"}`)
+	})
 }
 
 // A module that upstream does not know is asked for again after a while, and a list in between does not wait for it.

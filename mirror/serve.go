@@ -338,12 +338,13 @@ func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
 	}
 	path, err := decodePath(r.URL.EscapedPath())
 	if err != nil {
+		w.hidden = m.config.Private != ""
 		return err
 	}
 	if i := strings.Index(path, "/lookup/"); i >= 0 && m.config.Private != "" {
 		escaped, _, _ := strings.Cut(path[i+len("/lookup/"):], "@")
-		if mod, err := module.UnescapePath(escaped); err == nil && module.MatchPrefixPatterns(m.config.Private, mod) {
-			w.hidden = true
+		mod, err := module.UnescapePath(escaped)
+		if w.hidden = err != nil || module.MatchPrefixPatterns(m.config.Private, mod); w.hidden && err == nil {
 			return fmt.Errorf("%s is private here and in no checksum database: %w", mod, errPrivate)
 		}
 	}
@@ -389,8 +390,8 @@ func (m *Mirror) access(r *http.Request, w *response, id string, took time.Durat
 	if w.err != nil {
 		reason = cut(w.err.Error(), 2<<10)
 	}
-	if w.hidden {
-		path, reason = "(private)", artifact.ErrPolicy.Error()
+	if w.hidden || w.class == classBad && m.config.Private != "" { // which module it is about, nobody can say
+		path, reason = "(private)", ""
 	}
 	m.log.LogAttrs(ctx, level, "request", slog.String("id", id), slog.String("method", cut(r.Method, 20)), slog.String("path", path),
 		slog.Int("status", w.status), slog.String("class", w.class.String()), slog.String("outcome", w.outcome.String()),

@@ -322,6 +322,16 @@ func TestPrivate(t *testing.T) {
 	if g.sums.count() > 0 {
 		t.Errorf("went to the checksum database: %v", g.sums.asked)
 	}
+	// What cannot be parsed may be private as well, and is not logged either.
+	for _, p := range []string{
+		"/corp.example/x/@v/master.zip", "/corp.example/x/@v/v1.0.0.exe", "/corp.example/x", "/github.com/MyCo/secret/@v/list", "/corp.example//x/@v/list",
+		"/github.com/!my!co%2fsecret/@v/list", "/sumdb/sum.golang.org/lookup/corp.example//x@v1.0.0",
+	} {
+		if a := g.get(p); a.status != 400 && a.status != 404 {
+			t.Errorf("%s = %d", p, a.status)
+		}
+	}
+	g.want("/corp.example/x/@v/list", 405, "", func(r *http.Request) { r.Method = "POST" })
 	if logs := g.logs.String(); strings.Contains(logs, "secret") || strings.Contains(logs, "corp.example") {
 		t.Errorf("logged:\n%s", logs)
 	}
@@ -449,3 +459,36 @@ func TestStatusOf(t *testing.T) {
 		}
 	}
 }
+
+// One object is in memory under the spellings that clients use, however it is asked for.
+func TestHotSpellings(t *testing.T) {
+	g := newRig(t)
+	g.add("example.com/Up@v1.0.0\n-- go.mod --\nmodule example.com/Up\n")
+	for _, p := range []string{"/example.com/!up/", "/example.com/%21up/", "/ex%61mple.com/!up/", "/example.com/!u%70/", "/example.com/%21u%70/", "/exampl%65.com/%21up/"} {
+		g.want(p+"@v/v1.0.0.mod", 200, "module example.com/Up")
+	}
+	if n, _ := g.hot.size(); n != 2 {
+		t.Errorf("one go.mod is in memory %d times, want 2", n)
+	}
+}
+
+// What should be here and is not, or cannot be read, is not looked for elsewhere, and it exists: no 404.
+func TestUnreadableInline(t *testing.T) {
+	for want, err := range map[int]error{503: notExist("no such row"), 500: errBroken} {
+		g := newRig(t, func(c *Config) { c.Index = unreadable{c.Index.(*memIndex), err} })
+		g.index.commit(t, helloV.Path, helloV.Version)
+		g.want(helloPath+"v1.0.0.mod", want, "")
+		g.want("/cached-only"+helloPath+"v1.0.0.mod", want, "")
+		if n := len(g.up.Requests()) + g.sums.count(); n != 0 {
+			t.Errorf("%v: %d requests went out", err, n)
+		}
+	}
+}
+
+// unreadable is a catalog that has lost the bytes of small artifacts.
+type unreadable struct {
+	*memIndex
+	err error
+}
+
+func (x unreadable) Inline(context.Context, artifact.Digest) ([]byte, error) { return nil, x.err }
