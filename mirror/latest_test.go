@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/mod/module"
+
+	"modmirror/mirror/upstream"
 )
 
 // PROTOCOL 3: @latest is upstream's word, or the last one, or the newest that was published.
@@ -95,4 +99,30 @@ func TestLatestOfTagless(t *testing.T) {
 		b.set("<html>", "", nil, 0)
 		b.want("/example.com/other/@latest", 502, "not a list")
 	})
+}
+
+// A directory has no @latest; a module without tags in it is found all the same, as gopkg.in/check.v1 would be.
+func TestLatestOfDirectory(t *testing.T) {
+	const version = "v1.0.0-20201130134442-10cb98267c6c"
+	dir := t.TempDir()
+	at := filepath.Join(dir, "gopkg.in", "check.v1", "@v")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{"list": version + "\n", version + ".info": `{"Version":"` + version + `","Time":"2020-11-30T13:44:42Z"}`} {
+		if err := os.WriteFile(filepath.Join(at, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := upstream.Parse("file://"+filepath.ToSlash(dir), upstream.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, nil, newMemIndex(), func(c *Config) { c.Upstream = l })
+	want := `{"Version":"` + version + `","Time":"2020-11-30T13:44:42Z"}`
+	b.want("/gopkg.in/check.v1/@v/list", 200, "")
+	b.want("/gopkg.in/check.v1/@latest", 200, want)
+	b = newBench(t, nil, b.index) // offline, after a restart
+	b.want("/gopkg.in/check.v1/@v/list", 200, "")
+	b.want("/gopkg.in/check.v1/@latest", 200, want)
 }
