@@ -57,8 +57,11 @@ type catalog struct {
 	mu sync.RWMutex
 	db *bbolt.DB // guarded by mu: readers hold it shared as long as they are in a transaction; nil once closed
 
-	streamMu sync.Mutex
-	streams  map[*stream]bool // guarded by streamMu; snapshots that are being sent
+	streamMu  sync.Mutex
+	streams   map[*stream]bool // guarded by streamMu; snapshots that are being sent
+	replacing bool             // guarded by streamMu; none may begin
+
+	beforeCommit func() error // set by tests to make the disk fail; may be nil
 }
 
 func newCatalog(path string) *catalog { return &catalog{path: path, streams: map[*stream]bool{}} }
@@ -98,7 +101,12 @@ func (c *catalog) update(f func(s state) error) error {
 	if c.db == nil {
 		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
-	return c.db.Update(func(tx *bbolt.Tx) error { return f(state{tx}) })
+	return c.db.Update(func(tx *bbolt.Tx) error {
+		if err := f(state{tx}); err != nil || c.beforeCommit == nil {
+			return err
+		}
+		return c.beforeCommit()
+	})
 }
 
 func (c *catalog) close() error {

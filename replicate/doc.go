@@ -63,4 +63,9 @@
 // After the first write or fsync that fails, or takes 30 s, the node writes nothing any more in this process: nobody
 // knows what such a disk holds. It tells Config.OnFault once, leaves the cluster's work to others, and goes on to answer
 // reads. The catalog's own index says where the next start goes on.
+//
+// A disk that is full is not such a fault, as long as it says so when it is asked to take bytes and not when they are to
+// be made durable. Nothing was written then. The leader steps down, the only voter is elected again and again; entries
+// that the catalog has no room for wait; proposals are answered with what is the matter. Once there is room all goes on.
+// Only a follower that has deleted entries and has no room for those in their place stops as after a fault.
 package replicate

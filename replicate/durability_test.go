@@ -313,7 +313,7 @@ func TestLogFault(t *testing.T) {
 // Nothing reaches a disk that failed once, not even what would succeed.
 func TestLatch(t *testing.T) {
 	calls := make(chan error, 9)
-	l := newLatch(func(err error) { calls <- err })
+	l := newLatch("", func(err error) { calls <- err })
 	f := &faulty{logBackend: raft.NewInmemStore()}
 	s := &logStore{logBackend: f, latch: l, limit: time.Minute}
 	if err := s.StoreLog(&raft.Log{Index: 1}); err != nil {

@@ -20,7 +20,9 @@ type fsm struct {
 	latch     *latch
 	log       *slog.Logger
 	metrics   *metrics
-	limit     time.Duration // a commit that takes longer is a disk fault
+	limit     time.Duration   // a commit that takes longer is a disk fault
+	ended     <-chan struct{} // closed when raft has been told to end; nil: never
+	gaveUp    error           // why entries were left out; of raft's goroutine
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -36,16 +38,15 @@ var errNothing = errors.New("nothing to write")
 // []result, one for each command; nil if the entry was in the catalog before; or the error that stopped this node.
 //
 // An entry that does not parse means that this node cannot follow the cluster any more: it stops, it never skips. After
-// a fault of the disk nothing is applied any more either; the catalog's own index stays, so a restart repeats the rest.
+// a fault of the disk nothing is applied any more either; the catalog's own index stays, so a restart repeats the rest. If
+// the disk is full it waits until there is room, because raft does not come back to an entry that it has handed over.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	out := make([]any, len(logs))
-	err := f.latch.guard("write the catalog", f.limit, func() error {
-		err := f.catalog.update(func(s state) error { return applyLogs(s, logs, out) })
-		if errors.Is(err, errNothing) {
-			return nil
-		}
-		return err
-	})
+	err := f.gaveUp
+	if err == nil {
+		err = f.latch.insist("write the catalog", f.ended, func() error { return f.commit(logs, out) })
+		f.gaveUp = err
+	}
 	if err != nil {
 		for i := range out {
 			out[i] = err
@@ -56,6 +57,17 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		f.report(results)
 	}
 	return out
+}
+
+func (f *fsm) commit(logs []*raft.Log, out []any) error {
+	return f.latch.guard("write the catalog", f.limit, func() error {
+		clear(out)
+		err := f.catalog.update(func(s state) error { return applyLogs(s, logs, out) })
+		if errors.Is(err, errNothing) {
+			return nil
+		}
+		return err
+	})
 }
 
 func applyLogs(s state, logs []*raft.Log, out []any) error {
@@ -143,9 +155,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err := f.stable.SetUint64(keyInstalled, in.meta.Index); err != nil { // first: see facts
 		return err
 	}
-	if err := f.catalog.replace(in.path); err != nil {
-		err = fmt.Errorf("put an installed snapshot in the place of the catalog: %w", err)
-		f.latch.trip(err)
+	if err := f.latch.guard("put an installed snapshot in the place of the catalog", f.limit, func() error { return f.catalog.replace(in.path) }); err != nil {
 		return err
 	}
 	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)

@@ -53,7 +53,7 @@ func (m *machine) open(path string) {
 	}
 	db.NoSync = true // these tests are about what is computed
 	c.db = db
-	l := newLatch(nil)
+	l := newLatch("", nil)
 	m.store = newSnapshots(c, l)
 	m.fsm = &fsm{catalog: c, snapshots: m.store, stable: raft.NewInmemStore(), latch: l, log: slog.New(slog.DiscardHandler), limit: time.Minute}
 }

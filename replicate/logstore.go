@@ -1,9 +1,12 @@
 package replicate
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -78,27 +81,68 @@ type logBackend interface {
 }
 
 // logStore is a backend whose writes stop for good at the first failure. raft itself would go on: a leader steps down
-// and may be elected again, a follower logs the error and keeps a wrong idea of its last entry.
+// and may be elected again, a follower logs the error and keeps a wrong idea of its last entry. If the disk is full, that
+// is what happens, as nothing was written: a leader that is the only voter is elected again until its first entry fits.
 type logStore struct {
 	logBackend
 	latch *latch
-	limit time.Duration // a write that takes longer is a failure
+	limit time.Duration   // a write that takes longer is a failure
+	ended <-chan struct{} // closed when raft has been told to end; nil: never
+
+	running   atomic.Bool // raft's goroutines run
+	truncated atomic.Bool // entries were deleted at the end, and none were written since
 }
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
+const appending = "append to the raft log"
+
+// StoreLogs appends entries. A follower that has deleted the ones that they replace believes to have those still if this
+// fails: that is not forgiven, not even to a full disk.
 func (s *logStore) StoreLogs(ls []*raft.Log) error {
-	return s.latch.guard("append to the raft log", s.limit, func() error { return s.logBackend.StoreLogs(ls) })
+	err := s.latch.guard(appending, s.limit, func() error { return s.logBackend.StoreLogs(ls) })
+	switch {
+	case err == nil:
+		s.truncated.Store(false)
+		s.latch.fed(appending)
+	case errors.Is(err, errFull) && s.truncated.Load():
+		s.latch.trip(fmt.Errorf("%w, after entries were deleted", err))
+		return s.latch.fault()
+	case errors.Is(err, errFull):
+		s.latch.starve(appending, err)
+	}
+	return err
 }
 
 func (s *logStore) DeleteRange(min, max uint64) error {
-	return s.latch.guard("cut the raft log", s.limit, func() error { return s.logBackend.DeleteRange(min, max) })
+	last, err := s.LastIndex()
+	if err != nil {
+		return err
+	}
+	err = s.latch.guard("cut the raft log", s.limit, func() error { return s.logBackend.DeleteRange(min, max) })
+	if err == nil && max >= last {
+		s.truncated.Store(true)
+	}
+	return err
 }
 
 func (s *logStore) Set(k, v []byte) error {
 	return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.Set(k, v) })
 }
 
+// SetUint64 writes a number. raft panics if it cannot save its term, which would end the process, although its reads can
+// go on. So this waits until there is room. If there will not be any more, or the disk has failed, the goroutine ends that
+// wanted it, which is raft's main one or that of a connection; watch ends the rest of raft.
 func (s *logStore) SetUint64(k []byte, v uint64) error {
-	return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.SetUint64(k, v) })
+	write := func() error {
+		return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.SetUint64(k, v) })
+	}
+	if !bytes.Equal(k, keyCurrentTerm) || !s.running.Load() {
+		return write()
+	}
+	err := s.latch.insist("write the term", s.ended, write)
+	if err != nil {
+		runtime.Goexit()
+	}
+	return nil
 }

@@ -112,7 +112,7 @@ type Node struct {
 func Open(ctx context.Context, c Config) (*Node, error) {
 	c.setDefaults()
 	n := &Node{
-		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.OnFault),
+		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.Dir, c.OnFault),
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}),
 	}
@@ -277,13 +277,13 @@ func (n *Node) start() (err error) {
 	if n.config.wrapLog != nil {
 		backend = n.config.wrapLog(backend)
 	}
-	log := &logStore{logBackend: backend, latch: n.latch, limit: n.config.hung}
+	log := &logStore{logBackend: backend, latch: n.latch, limit: n.config.hung, ended: n.raftDone}
 	cached, err := raft.NewLogCache(logCache, log)
 	if err != nil {
 		return err
 	}
 	snaps := newSnapshots(n.catalog, n.latch)
-	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung}
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
@@ -294,6 +294,7 @@ func (n *Node) start() (err error) {
 	}); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	log.running.Store(true)
 	n.background.Add(1)
 	go n.watch()
 	go n.runProposer()
@@ -338,6 +339,8 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	}
 	if err := n.latch.fault(); err != nil {
 		st.Fault = err.Error()
+	} else if _, err := n.latch.short(); err != nil {
+		st.Fault = err.Error()
 	}
 	err := n.fill(ctx, &st)
 	st.Term = n.raft.CurrentTerm()
@@ -345,6 +348,10 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 }
 
 var roles = map[raft.RaftState]string{raft.Follower: "follower", raft.Candidate: "candidate", raft.Leader: "leader", raft.Shutdown: "shutdown"}
+
+// StopWrites ends this node's writes as a fault of its own disk does: for whoever keeps other files on that disk, such as
+// blobs, and saw a write of them fail. Only the first reason counts.
+func (n *Node) StopWrites(reason error) { n.latch.trip(reason) }
 
 // closeWait bounds how long Close waits for a disk that hangs.
 const closeWait = 30 * time.Second

@@ -35,6 +35,7 @@ func (n *Node) propose(ctx context.Context, c command) (result, error) {
 	if err := n.writable(); err != nil {
 		return result{}, err
 	}
+	full, _ := n.latch.short()
 	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1)}
 	select {
 	case n.queue <- p:
@@ -42,6 +43,8 @@ func (n *Node) propose(ctx context.Context, c command) (result, error) {
 		return result{}, errClosed
 	case <-n.latch.done:
 		return result{}, n.latch.fault()
+	case <-full:
+		return result{}, n.isShort()
 	case <-ctx.Done():
 		return result{}, fmt.Errorf("wait for a place in the queue of proposals: %w", ctx.Err())
 	}
@@ -55,9 +58,24 @@ func (n *Node) propose(ctx context.Context, c command) (result, error) {
 		default:
 			return result{}, errClosed
 		}
+	case <-full:
+		select {
+		case r := <-p.result:
+			return r, r.err
+		default:
+			return result{}, fmt.Errorf("%w, the outcome is not known", n.isShort())
+		}
 	case <-ctx.Done():
 		return result{}, fmt.Errorf("wait for the log: %w", ctx.Err())
 	}
+}
+
+// isShort says that the disk is full, or was until now.
+func (n *Node) isShort() error {
+	if _, err := n.latch.short(); err != nil {
+		return err
+	}
+	return fmt.Errorf("there was %w on the disk of %s: %w", errFull, n.config.Dir, artifact.ErrUnavailable)
 }
 
 var errClosed = fmt.Errorf("node is closed: %w", artifact.ErrUnavailable)
@@ -65,6 +83,9 @@ var errClosed = fmt.Errorf("node is closed: %w", artifact.ErrUnavailable)
 // writable tells early and cheaply why nothing can be written now.
 func (n *Node) writable() error {
 	if err := n.latch.fault(); err != nil {
+		return err
+	}
+	if _, err := n.latch.short(); err != nil {
 		return err
 	}
 	if n.raft.State() == raft.Leader {
@@ -163,6 +184,9 @@ func (n *Node) commit(entry []byte) ([]result, error) {
 func (n *Node) unavailable(err error) error {
 	if fault := n.latch.fault(); fault != nil {
 		return fault
+	}
+	if errors.Is(err, errFull) {
+		return err
 	}
 	if errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrRaftShutdown) {
 		return fmt.Errorf("commit: %w, the outcome is not known: %w", err, artifact.ErrUnavailable)

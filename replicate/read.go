@@ -232,7 +232,7 @@ type Status struct {
 	LogBytes      int64     `json:"logBytes"`
 	Databases     []string  `json:"databases"` // trusted checksum databases
 	Frozen        []string  `json:"frozen"`    // those with a fork that nobody acknowledged
-	Fault         string    `json:"fault"`     // why this node stopped writing; "" if it did not
+	Fault         string    `json:"fault"`     // why this node stopped writing, or cannot as long as its disk is full; "" if it can
 	LeaderAddress string    `json:"leaderAddress"`
 }
 

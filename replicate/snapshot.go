@@ -108,13 +108,16 @@ func (k *sink) ID() string {
 }
 
 // Write receives a part of an install.
-func (k *sink) Write(p []byte) (int, error) {
+func (k *sink) Write(p []byte) (n int, err error) {
 	if k.file == nil {
 		if err := k.begin(); err != nil {
 			return 0, err
 		}
 	}
-	n, err := k.file.Write(p)
+	err = k.store.latch.guard("write a received snapshot", hung, func() error {
+		n, err = k.file.Write(p)
+		return err
+	})
 	k.meta.Size += int64(n)
 	return n, err
 }
@@ -152,18 +155,20 @@ func (k *sink) Close() error {
 		k.done = true
 		return errors.New("install of a snapshot without a byte")
 	}
-	if err := k.file.Sync(); err != nil {
-		k.store.latch.trip(fmt.Errorf("fsync %s: %w", k.file.Name(), err))
+	if err := k.store.latch.guard("fsync a received snapshot", hung, k.file.Sync); err != nil {
 		return errors.Join(err, k.Cancel())
 	}
 	if err := k.store.validate(k.file.Name(), k.meta); err != nil {
 		return errors.Join(fmt.Errorf("installed snapshot is refused: %w", err), k.Cancel())
 	}
 	k.done = true
+	if err := k.store.latch.guard("close a received snapshot", hung, k.file.Close); err != nil {
+		return errors.Join(err, os.Remove(k.file.Name()))
+	}
 	k.store.mu.Lock()
 	k.store.pending = &installed{path: k.file.Name(), meta: k.meta}
 	k.store.mu.Unlock()
-	return k.file.Close()
+	return nil
 }
 
 // witness notes that everything up to meta.Index is in the catalog. It may be a little more than the last entry that was

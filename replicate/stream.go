@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
 
 	"modmirror/mirror/artifact"
 )
@@ -41,6 +42,10 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	r, w := io.Pipe()
 	s := &stream{PipeReader: r, done: make(chan struct{})}
 	c.streamMu.Lock()
+	if c.replacing {
+		c.streamMu.Unlock()
+		return nil, nil, errors.Join(fmt.Errorf("catalog is being replaced: %w", artifact.ErrUnavailable), tx.Rollback())
+	}
 	c.streams[s] = true
 	c.streamMu.Unlock()
 	go func() {
@@ -69,27 +74,53 @@ func (c *catalog) endStreams() {
 	}
 }
 
-// replace puts the catalog at path, which is durable and checked, in the place of this one. Readers wait; a crash or an
-// error leaves the old or the new one.
+// replace puts the catalog at path, which is durable and checked, in the place of this one; a crash or an error leaves the
+// old or the new one. Readers go on in the old one until the new one is open and has its name, and wait for no disk. Only
+// streams end before, because bbolt opens the file for them by its name.
 func (c *catalog) replace(path string) error {
+	c.setReplacing(true)
+	defer c.setReplacing(false)
+	c.endStreams()
+	db, err := openCatalogAt(path, c.path)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path, c.path); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	if err := syncDir(filepath.Dir(c.path)); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	old, err := c.swap(db)
+	return errors.Join(err, old.Close())
+}
+
+// swap makes db the catalog, once nobody reads in the other one any more, and returns that.
+func (c *catalog) swap(db *bbolt.DB) (old *bbolt.DB, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.db == nil {
-		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
+		return db, fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
-	c.endStreams()
-	old := c.db
-	c.db = nil
-	if err := old.Close(); err != nil {
-		return err
+	old, c.db = c.db, db
+	return old, nil
+}
+
+func (c *catalog) setReplacing(is bool) {
+	c.streamMu.Lock()
+	defer c.streamMu.Unlock()
+	c.replacing = is
+}
+
+// openCatalogAt opens the catalog at path, which will be moved to later. bbolt opens its file again for each stream.
+func openCatalogAt(path, later string) (*bbolt.DB, error) {
+	opt := catalogOptions(false)
+	opt.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag&^os.O_CREATE, perm)
+		if errors.Is(err, os.ErrNotExist) {
+			return os.OpenFile(later, flag&^os.O_CREATE, perm)
+		}
+		return f, err
 	}
-	fault := os.Rename(path, c.path)
-	if fault == nil {
-		fault = syncDir(filepath.Dir(c.path))
-	}
-	db, err := openDB(c.path, false)
-	if err == nil {
-		c.db = db // the old or the new one; both may be read
-	}
-	return errors.Join(fault, err)
+	return openBolt(path, *opt)
 }
