@@ -2,7 +2,6 @@ package replicate
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -105,8 +104,7 @@ func checkInfo(data []byte) (version string, err error) {
 	}
 	if after, ok := bytes.CutPrefix(rest, []byte(`,"Time":"`)); ok {
 		t, after, _ := bytes.Cut(after, []byte(`"`))
-		when, err := time.Parse(time.RFC3339Nano, string(t))
-		if err != nil || when.IsZero() || when.UTC().Format(time.RFC3339Nano) != string(t) {
+		if !canonicalTime(t) {
 			return "", fmt.Errorf("time %q is not canonical", t)
 		}
 		rest = after
@@ -116,8 +114,7 @@ func checkInfo(data []byte) (version string, err error) {
 	}
 	origin, ok := bytes.CutPrefix(rest, []byte(`,"Origin":`))
 	origin, ok2 = bytes.CutSuffix(origin, []byte("}"))
-	var compact bytes.Buffer
-	if !ok || !ok2 || !bytes.HasPrefix(origin, []byte("{")) || json.Compact(&compact, origin) != nil || !bytes.Equal(compact.Bytes(), origin) {
+	if !ok || !ok2 || !compactObject(origin) {
 		return "", errors.New("not the canonical JSON of an info")
 	}
 	return version, nil
