@@ -76,7 +76,23 @@ type metrics struct {
 	failures *prometheus.CounterVec // reason
 	stale    *prometheus.CounterVec // class
 	hotBytes prometheus.GaugeFunc
+	ahead    [numAhead]prometheus.Counter
 }
+
+// What becomes of a go.mod that is looked ahead for.
+type aheadEnd uint8
+
+const (
+	aheadFetched aheadEnd = iota // brought in; then it is useful or not
+	aheadHeld                    // was held
+	aheadFailed                  // could not be brought in
+	aheadDropped                 // forgotten: too many, or no client about
+	aheadUseful                  // a client asked for what was brought in
+	aheadUnasked                 // no client did, for a while
+	numAhead
+)
+
+var aheadNames = [numAhead]string{"fetched", "held", "failed", "dropped", "useful", "useless"}
 
 // Reasons of the verification failures, the values of the label.
 const (
@@ -114,6 +130,11 @@ func newMetrics(reg prometheus.Registerer, hot func() float64) (*metrics, error)
 			m.seconds[c][o] = seconds.WithLabelValues(c.String(), o.String())
 		}
 	}
+	ahead := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "look_ahead_total",
+		Help: "Go.mod files looked ahead for, by what became of them. What was fetched becomes useful or useless later."}, []string{"end"})
+	for end, name := range aheadNames {
+		m.ahead[end] = ahead.WithLabelValues(name)
+	}
 	for s, name := range stageNames {
 		m.stages[s] = stages.WithLabelValues(name)
 	}
@@ -123,7 +144,7 @@ func newMetrics(reg prometheus.Registerer, hot func() float64) (*metrics, error)
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.failures, m.stale, m.hotBytes, bytes, seconds, stages} {
+	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.failures, m.stale, m.hotBytes, bytes, seconds, stages, ahead} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -104,6 +104,7 @@ type Config struct {
 	MaxFetches    int   // infos, go.mods, lists and queries fetched at a time; 0: 64
 	MaxZipFetches int   // zips fetched at a time; 0: 64: a download is a cheap stream, and the upstream bounds those of one host
 	MaxChecks     int   // zips checked at a time; 0: number of processors
+	NoLookAhead   bool  // fetch a go.mod only when a client asks for it
 	MaxQueue      int   // fetches under way or waiting for a slot; 0: 1024
 	HotBytes      int64 // memory for infos and go.mods; 0: 64 MiB
 	ListBytes     int64 // memory for lists, @latest and queries, each; 0: 32 MiB
@@ -131,6 +132,7 @@ type Mirror struct {
 	queries  *cache[*answer] // by path@query
 
 	flights  *flights
+	ahead    *lookAhead    // nil: none
 	small    chan struct{} // slots of fetches that are no zips
 	zips     chan struct{}
 	checks   chan struct{}
@@ -177,6 +179,9 @@ func New(c Config) (*Mirror, error) {
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
 	m.latest.ask, m.latest.held, m.latest.settle = m.askLatest, m.heldLatest, m.settleLatest
 	var err error
+	if c.Upstream != nil && !c.NoLookAhead {
+		m.ahead = newLookAhead(m)
+	}
 	m.metrics, err = newMetrics(c.Metrics, func() float64 { _, b := m.hot.size(); return float64(b) })
 	if err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)
@@ -201,5 +206,8 @@ func (m *Mirror) Drain() { m.draining.Store(true) }
 // let ctx end a moment earlier. What is held is served even after.
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
-	return m.flights.close(ctx)
+	m.ahead.stop()
+	err := m.flights.close(ctx)
+	m.ahead.wait()
+	return err
 }

@@ -189,6 +189,9 @@ type found struct {
 // artifact finds an artifact, and has it fetched if need be.
 func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, error) {
 	mv, k := req.Module, req.Kind
+	if k == artifact.Mod {
+		m.ahead.wanted(mv)
+	}
 	man, err := m.manifest(ctx, mv)
 	if err != nil {
 		return found{}, err
@@ -209,7 +212,7 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 	if req.CachedOnly {
 		return found{}, err
 	}
-	key := k.String() + " " + mv.String()
+	key := flightKey(k, mv)
 	if err, ok := m.negative.get(key); ok {
 		return found{}, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
@@ -229,30 +232,47 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 	return out, nil
 }
 
-// fetch brings an artifact in, or joins whoever does.
+// flightKey joins fetches of the same artifact.
+func flightKey(k artifact.Kind, mv module.Version) string { return k.String() + " " + mv.String() }
+
+// bringing is an artifact that has come in: the manifest that has it, and its bytes if they are small and at hand.
+type bringing struct {
+	man   artifact.Manifest
+	small []byte
+}
+
+// fetch brings an artifact in for a client, or joins whoever does.
 func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (artifact.Manifest, []byte, bool, error) {
-	type brought struct {
-		man   artifact.Manifest
-		small []byte
-	}
-	slots, budget := m.small, m.config.FetchBudget
+	slots := m.small
 	if k == artifact.Zip {
-		slots, budget = m.zips, m.config.ZipBudget
+		slots = m.zips
 	}
-	l, err := fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (brought, error) {
-		man, small, err := m.ingest(ctx, mv, k, id)
-		if err != nil {
-			return brought{}, m.forget(key, err)
-		}
-		return brought{man, small}, nil
-	})
+	l, err := m.bringIn(ctx, mv, k, key, id, slots)
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w", mv, k, err)
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		err = fmt.Errorf("no space left on this mirror's disk: %w: %w", err, artifact.ErrUnavailable)
 	}
+	if err == nil && k == artifact.Mod && !l.joined {
+		m.ahead.admitted(mv, l.value.small)
+	}
 	return l.value.man, l.value.small, l.joined, err
+}
+
+// bringIn has one artifact pass the gate, in one of slots, or joins whoever does that.
+func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
+	budget := m.config.FetchBudget
+	if k == artifact.Zip {
+		budget = m.config.ZipBudget
+	}
+	return fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (bringing, error) {
+		man, small, err := m.ingest(ctx, mv, k, id)
+		if err != nil {
+			return bringing{}, m.forget(key, err)
+		}
+		return bringing{man, small}, nil
+	})
 }
 
 // manifest returns what is published for mv, which is nothing if the catalog does not know it.

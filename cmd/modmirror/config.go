@@ -24,6 +24,7 @@ type config struct {
 	SumDB       []string
 	Private     []string
 	Offline     bool
+	NoLookAhead bool
 	ListTTL     time.Duration
 	NotFoundTTL time.Duration
 	DrainDelay  time.Duration
@@ -43,6 +44,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.SumDB, "sumdb", []string{"sum.golang.org"}, "verify with this checksum `database`: a name, name+hash+key, or either with a URL, as in GOSUMDB; several are asked in order")
 	fs.StringSliceVar(&c.Private, "private", nil, "refuse modules that match these `patterns` (as in GOPRIVATE) and never tell anybody their names")
 	fs.BoolVar(&c.Offline, "offline", false, "never ask any upstream or checksum database; serve what is held")
+	fs.BoolVar(&c.NoLookAhead, "no-look-ahead", false, "fetch a go.mod only when a client asks for it")
 	fs.DurationVar(&c.ListTTL, "list-ttl", time.Minute, "answer version lists and @latest from memory for this `long`")
 	fs.DurationVar(&c.NotFoundTTL, "not-found-ttl", 30*time.Second, "remember for this `long`, at most a minute, that a version does not exist")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", time.Second, "after SIGTERM, say 503 on /readyz for this `long` before closing the port")

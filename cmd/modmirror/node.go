@@ -213,6 +213,7 @@ func (n *node) openMirror() error {
 		Private:        strings.Join(n.config.Private, ","),
 		ListTTL:        n.config.ListTTL,
 		NegativeTTL:    n.config.NotFoundTTL,
+		NoLookAhead:    n.config.NoLookAhead,
 		Log:            n.log,
 		Metrics:        n.metrics,
 		MetricsHandler: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),

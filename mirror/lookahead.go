@@ -1,0 +1,227 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+
+	"modmirror/mirror/artifact"
+)
+
+// lookAhead brings in go.mod files that a client is about to ask for. A go command that loads a module graph asks for one
+// go.mod after the other, as many at a time as it has processors, and waits for each; the mirror has the requirements of
+// a go.mod in hand as soon as it has let it in, and can fetch and verify them side by side.
+//
+// It follows what minimal version selection reads (go.dev/ref/mod#graph-pruning), and no more. A go.mod that says go 1.17
+// or later lists all that its packages need, so the go command does not read the go.mod files of its requirements on its
+// account: nothing is done for it. The requirements of an older one are read, and theirs, whatever go they say.
+//
+// Nothing of it is in a client's way: it has few places of its own, gives way while clients' fetches are many, and stops
+// when no client has asked for anything for a while. What it fetches passes the same gate; a client that asks for
+// something that is on its way joins that fetch. Errors are nobody's: who asks later finds out.
+type lookAhead struct {
+	m *Mirror
+
+	mu      sync.Mutex // guards all below
+	closed  bool
+	pending []need
+	active  int
+	asked   time.Time       // when a client last asked for a go.mod
+	clients *cache[bool]    // what clients asked for lately
+	seen    *cache[bool]    // what was looked ahead for lately
+	unasked map[string]bool // brought in ahead, and no client has asked yet
+	order   []brought       // of the same, the oldest first; those asked for stay in it until their turn
+	running sync.WaitGroup  // Add under mu
+
+	places chan struct{} // of the flights; there is always one free for who is active
+}
+
+// need is a go.mod that some go.mod requires.
+type need struct {
+	mod      module.Version
+	unpruned bool // reached through a go.mod without pruning: all that it requires is read too
+}
+
+// brought is a go.mod that was brought in ahead.
+type brought struct {
+	key string
+	at  time.Time
+}
+
+const (
+	aheadPlaces  = 8                // look-aheads at a time
+	aheadPending = 2048             // waiting; more are forgotten, and fetched when a client asks
+	aheadIdle    = 10 * time.Second // without a client who asks for a go.mod, what waits is forgotten
+	aheadMemory  = 4096             // brought in and not asked for, for the metrics
+	aheadUseless = 10 * time.Minute // what nobody has asked for after so long was of no use
+	aheadSeen    = 1 << 14
+)
+
+func newLookAhead(m *Mirror) *lookAhead {
+	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), seen: newCache[bool](aheadSeen, 4<<20),
+		clients: newCache[bool](aheadSeen, 4<<20), unasked: make(map[string]bool)}
+}
+
+// admitted is told of a go.mod that a client asked for and that has just been let in.
+func (a *lookAhead) admitted(mv module.Version, data []byte) {
+	if a == nil {
+		return
+	}
+	a.require(mv, data, false)
+	a.dispatch()
+}
+
+// require notes what the go.mod of mv requires, as far as the go command will read it.
+func (a *lookAhead) require(mv module.Version, data []byte, unpruned bool) {
+	f, err := modfile.ParseLax(mv.Path+"@"+mv.Version+"/go.mod", data, nil)
+	if err != nil || !unpruned && pruned(f) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range f.Require {
+		if module.Check(r.Mod.Path, r.Mod.Version) != nil || module.CanonicalVersion(r.Mod.Version) != r.Mod.Version {
+			continue
+		}
+		if module.MatchPrefixPatterns(a.m.config.Private, r.Mod.Path) {
+			continue
+		}
+		key := r.Mod.String()
+		if _, ok := a.seen.get(key); ok {
+			continue
+		}
+		if len(a.pending) >= aheadPending {
+			a.m.metrics.ahead[aheadDropped].Inc()
+			continue
+		}
+		a.seen.put(key, true, 0, aheadUseless)
+		a.pending = append(a.pending, need{r.Mod, true})
+	}
+}
+
+// pruned reports whether the go command needs no more of the graph than f itself says.
+func pruned(f *modfile.File) bool {
+	return f.Go != nil && semver.Compare("v"+f.Go.Version, "v1.17") >= 0
+}
+
+// dispatch starts what may run now.
+func (a *lookAhead) dispatch() {
+	for {
+		n, ok := a.next()
+		if !ok {
+			return
+		}
+		go func() {
+			defer a.running.Done()
+			a.bring(n)
+			a.mu.Lock()
+			a.active--
+			a.mu.Unlock()
+			a.dispatch()
+		}()
+	}
+}
+
+// next takes one need off the queue, if there is a place for it.
+func (a *lookAhead) next() (need, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.asked) > aheadIdle {
+		a.m.metrics.ahead[aheadDropped].Add(float64(len(a.pending)))
+		a.pending = nil
+	}
+	if a.closed || len(a.pending) == 0 || a.active >= aheadPlaces || len(a.m.small) > cap(a.m.small)/2 {
+		return need{}, false
+	}
+	n := a.pending[0]
+	a.pending = a.pending[1:]
+	a.active++
+	a.running.Add(1)
+	return n, true
+}
+
+// bring fetches one go.mod, unless it is held, and looks at what it requires.
+func (a *lookAhead) bring(n need) {
+	ctx, cancel := context.WithTimeout(a.m.flights.base, a.m.config.FetchBudget)
+	defer cancel()
+	man, err := a.m.manifest(ctx, n.mod)
+	if err != nil {
+		return
+	}
+	if data, _, err := a.m.load(ctx, man, artifact.Mod); err == nil {
+		if data != nil {
+			a.require(n.mod, data, n.unpruned)
+		}
+		a.m.metrics.ahead[aheadHeld].Inc()
+		return
+	}
+	got, err := a.m.bringIn(ctx, n.mod, artifact.Mod, flightKey(artifact.Mod, n.mod), "look-ahead", a.places)
+	if err != nil {
+		a.m.metrics.ahead[aheadFailed].Inc()
+		return
+	}
+	a.m.metrics.ahead[aheadFetched].Inc()
+	if !got.joined {
+		a.remember(n.mod)
+	}
+	if got.value.small != nil {
+		a.require(n.mod, got.value.small, n.unpruned)
+	}
+}
+
+// remember notes that nobody has asked for mv yet, if nobody has.
+func (a *lookAhead) remember(mv module.Version) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, key := time.Now(), mv.String()
+	if _, ok := a.clients.get(key); ok {
+		a.m.metrics.ahead[aheadUseful].Inc() // somebody waited for it
+		return
+	}
+	a.unasked[key] = true
+	a.order = append(a.order, brought{key, now})
+	for len(a.order) > aheadMemory || len(a.order) > 0 && now.Sub(a.order[0].at) > aheadUseless {
+		if oldest := a.order[0].key; a.unasked[oldest] {
+			delete(a.unasked, oldest)
+			a.m.metrics.ahead[aheadUnasked].Inc()
+		}
+		a.order = a.order[1:]
+	}
+}
+
+// wanted is told which go.mod a client asks for.
+func (a *lookAhead) wanted(mv module.Version) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = time.Now()
+	key := mv.String()
+	a.clients.put(key, true, 0, aheadUseless)
+	if a.unasked[key] {
+		delete(a.unasked, key)
+		a.m.metrics.ahead[aheadUseful].Inc()
+	}
+}
+
+// stop begins nothing more.
+func (a *lookAhead) stop() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed, a.pending = true, nil
+}
+
+// wait returns when nothing runs any more, after stop.
+func (a *lookAhead) wait() {
+	if a != nil {
+		a.running.Wait()
+	}
+}

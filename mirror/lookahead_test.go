@@ -1,0 +1,174 @@
+package mirror
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// graph adds modules a to e of example.com, each with the go version and the requirements given as "a 1.16: b c".
+func (g *rig) graph(lines ...string) {
+	for _, line := range lines {
+		head, requires, _ := strings.Cut(line, ":")
+		name, version, _ := strings.Cut(head, " ")
+		mod := fmt.Sprintf("module example.com/%s\n", name)
+		if version != "" {
+			mod += "\ngo " + version + "\n"
+		}
+		for r := range strings.FieldsSeq(requires) {
+			mod += "\nrequire example.com/" + r + " v1.0.0\n"
+		}
+		g.add(fmt.Sprintf("example.com/%s@v1.0.0\n-- go.mod --\n%s-- x.go --\npackage x\n", name, mod))
+	}
+}
+
+func modPath(name string) string { return "/example.com/" + name + "/@v/v1.0.0.mod" }
+
+// await waits until the upstream has been asked for the go.mod files of names, and none of the mirror's fetches runs.
+func (g *rig) await(names ...string) {
+	g.t.Helper()
+	for _, name := range names {
+		if err := g.up.Await(g.t.Context(), modPath(name), 1); err != nil {
+			g.t.Fatalf("%s was not looked ahead for: %v", name, err)
+		}
+	}
+	g.settle()
+}
+
+// settle waits until nothing is looked ahead for any more.
+func (g *rig) settle() { g.ahead.running.Wait() }
+
+func TestLookAheadFollowsVersionSelection(t *testing.T) {
+	g := newRig(t)
+	g.graph("old 1.16: b", "b 1.21: c", "c: d", "d 1.21:", "new 1.17: e", "e 1.16: f", "f:")
+	g.want(modPath("old"), 200, "")
+	g.await("b", "c", "d") // all that an unpruned module reaches
+	g.want(modPath("new"), 200, "")
+	g.settle()
+	for _, name := range []string{"e", "f"} {
+		if n := g.up.Count(modPath(name)); n != 0 {
+			t.Errorf("%s was fetched %d times; the go command does not read it", name, n)
+		}
+	}
+	g.want(modPath("b"), 200, "example.com/b")
+	g.want(modPath("c"), 200, "example.com/c")
+	for _, name := range []string{"old", "b", "c", "d", "new"} {
+		if n := g.up.Count(modPath(name)); n != 1 {
+			t.Errorf("%s was fetched %d times, want once", name, n)
+		}
+	}
+	for end, want := range map[string]float64{"fetched": 3, "useful": 2, "useless": 0, "failed": 0, "dropped": 0} {
+		if got := g.metric("look_ahead_total", end); got != want {
+			t.Errorf("look-aheads that were %s: %v, want %v", end, got, want)
+		}
+	}
+}
+
+func TestLookAheadNeverFetchesMoreThanGoMods(t *testing.T) {
+	g := newRig(t)
+	g.graph("old 1.16: b", "b 1.21:")
+	g.want(modPath("old"), 200, "")
+	g.await("b")
+	for _, r := range g.up.Requests() {
+		if strings.Contains(r.Path, "/b/") && !strings.HasSuffix(r.Path, ".mod") {
+			t.Errorf("looked ahead for %s", r.Path)
+		}
+	}
+}
+
+func TestLookAheadPassesTheGate(t *testing.T) {
+	g := newRig(t)
+	g.graph("old 1.16: bad gone")
+	bad := g.add("example.com/bad@v1.0.0\n-- go.mod --\nmodule example.com/bad\n-- x.go --\npackage x\n")
+	g.up.Tamper(bad, artifact.Mod, func(b []byte) []byte { return append(b, "\nrequire example.com/b v1.0.0\n"...) })
+	g.want(modPath("old"), 200, "")
+	g.await("bad")
+	if got := g.metric("look_ahead_total", "failed"); got != 2 {
+		t.Errorf("failed look-aheads: %v, want 2", got)
+	}
+	if n := g.up.Count(modPath("b")); n != 0 {
+		t.Errorf("a requirement of a refused go.mod was fetched %d times", n)
+	}
+	g.up.Heal()
+	g.want(modPath("bad"), 200, "module example.com/bad") // an error of a look-ahead is not remembered
+}
+
+func TestLookAheadKeepsPrivateNames(t *testing.T) {
+	g := newRig(t, func(c *Config) { c.Private = "example.com/Secret" })
+	g.graph("old 1.16: Secret/b", "Secret/b 1.16:")
+	g.want(modPath("old"), 200, "")
+	g.settle()
+	for _, r := range g.up.Requests() {
+		if strings.Contains(strings.ToLower(r.Path), "secret") {
+			t.Errorf("the upstream was asked for %s", r.Path)
+		}
+	}
+}
+
+func TestLookAheadCanBeTurnedOff(t *testing.T) {
+	g := newRig(t, func(c *Config) { c.NoLookAhead = true })
+	g.graph("old 1.16: b", "b 1.21:")
+	g.want(modPath("old"), 200, "")
+	if g.ahead != nil || g.up.Count(modPath("b")) != 0 {
+		t.Error("looked ahead although it is turned off")
+	}
+}
+
+// A client never waits for a place of look-ahead: with all of them stalled, its own fetch goes on at once.
+func TestLookAheadIsInNobodysWay(t *testing.T) {
+	g := newRig(t)
+	var names []string
+	for i := range 3 * aheadPlaces {
+		names = append(names, fmt.Sprintf("slow%d", i))
+	}
+	for _, name := range names {
+		g.graph(name + " 1.21:")
+	}
+	g.graph("old 1.16: "+strings.Join(names, " "), "other 1.16:")
+	for _, m := range g.up.Versions() {
+		if strings.Contains(m.Path, "slow") && m.Path != "example.com/"+names[len(names)-1] {
+			g.up.Stall(m, artifact.Mod, -1)
+		}
+	}
+	g.want(modPath("old"), 200, "")
+	for _, name := range names[:aheadPlaces] {
+		if err := g.up.Await(t.Context(), modPath(name), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.want(modPath("other"), 200, "")
+	last := names[len(names)-1] // it waits for a place; a client that asks for it does not
+	g.want(modPath(last), 200, "example.com/"+last)
+	asked := 0
+	for _, name := range names {
+		asked += g.up.Count(modPath(name))
+	}
+	if asked != aheadPlaces+1 {
+		t.Errorf("%d were asked for at a time, want %d and the client's own", asked, aheadPlaces)
+	}
+	g.up.Release()
+	g.settle()
+}
+
+// When no client has asked for a while, what waits is forgotten.
+func TestLookAheadEndsWithTheBurst(t *testing.T) {
+	g := newRig(t)
+	g.graph("old 1.16: b c", "b:", "c:")
+	a := g.ahead
+	a.mu.Lock()
+	a.asked = time.Now().Add(-2 * aheadIdle)
+	a.mu.Unlock()
+	data := g.up.Artifact(g.up.Versions()[len(g.up.Versions())-1], artifact.Mod)
+	a.require(g.up.Versions()[len(g.up.Versions())-1], data, true)
+	a.dispatch()
+	g.settle()
+	if n := g.up.Count(modPath("b")) + g.up.Count(modPath("c")); n != 0 {
+		t.Errorf("%d look-aheads without a client", n)
+	}
+	if got := g.metric("look_ahead_total", "dropped"); got != 2 {
+		t.Errorf("dropped look-aheads: %v, want 2", got)
+	}
+}
