@@ -110,7 +110,10 @@ func TestLostAndOldFiles(t *testing.T) {
 		"configuration damaged": {func(dir, _ string) error {
 			return badEntry(logPath(dir), raft.LogConfiguration, "\xff")
 		}, either, "raft log: entry 3"},
-		"catalog lost":  {func(dir, _ string) error { return os.Remove(catalogOf(dir)) }, "there is no catalog", "-"},
+		"catalog lost": {func(dir, _ string) error { return os.Remove(catalogOf(dir)) }, "there is no catalog", "-"},
+		"new log, catalog lost": {func(dir, early string) error {
+			return errors.Join(newLogIn(dir, early), os.Remove(catalogOf(dir)))
+		}, "there is no catalog", "-"},
 		"catalog empty": {func(dir, _ string) error { return os.Truncate(catalogOf(dir), 0) }, "it is empty", "-"},
 		"older catalog": {func(dir, early string) error { return copyFile(catalogOf(early), catalogOf(dir)) }, "", ""},
 		"catalog of the future": {func(dir, _ string) error {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
@@ -94,5 +95,20 @@ func TestCloseWhileSending(t *testing.T) {
 	}
 	if _, err := io.ReadAll(r); err == nil {
 		t.Error("the stream of a closed node ends as if it were whole")
+	}
+}
+
+// Nor must it keep a node whose disk failed from leaving the cluster's work to others: raft waits for its streams.
+func TestFaultWhileSending(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir()})
+	_, r, err := n.stream(func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.StopWrites(errDisk)
+	select {
+	case <-r.(*stream).done:
+	case <-time.After(10 * time.Second):
+		t.Error("a stream goes on after a fault")
 	}
 }
