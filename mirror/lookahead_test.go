@@ -43,12 +43,12 @@ func (g *rig) settle() { g.ahead.running.Wait() }
 
 func TestLookAheadFollowsVersionSelection(t *testing.T) {
 	g := newRig(t)
-	g.graph("old 1.16: b", "b 1.21: c", "c: d", "d 1.21:", "new 1.17: e", "e 1.16: f", "f:")
+	g.graph("old 1.16: b", "b 1.16: c", "c: d", "d 1.21: x", "x:", "new 1.17: e", "e 1.16: f", "f:")
 	g.want(modPath("old"), 200, "")
-	g.await("b", "c", "d") // all that an unpruned module reaches
+	g.await("b", "c", "d") // as far as older ones reach
 	g.want(modPath("new"), 200, "")
 	g.settle()
-	for _, name := range []string{"e", "f"} {
+	for _, name := range []string{"e", "f", "x"} {
 		if n := g.up.Count(modPath(name)); n != 0 {
 			t.Errorf("%s was fetched %d times; the go command does not read it", name, n)
 		}
@@ -162,7 +162,7 @@ func TestLookAheadEndsWithTheBurst(t *testing.T) {
 	a.asked = time.Now().Add(-2 * aheadIdle)
 	a.mu.Unlock()
 	data := g.up.Artifact(g.up.Versions()[len(g.up.Versions())-1], artifact.Mod)
-	a.require(g.up.Versions()[len(g.up.Versions())-1], data, true)
+	a.require(g.up.Versions()[len(g.up.Versions())-1], data)
 	a.dispatch()
 	g.settle()
 	if n := g.up.Count(modPath("b")) + g.up.Count(modPath("c")); n != 0 {

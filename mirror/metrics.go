@@ -84,7 +84,7 @@ type aheadEnd uint8
 
 const (
 	aheadFetched aheadEnd = iota // brought in; then it is useful or not
-	aheadHeld                    // was held
+	aheadHeld                    // was held, or on its way for a client
 	aheadFailed                  // could not be brought in
 	aheadDropped                 // forgotten: too many, or no client about
 	aheadUseful                  // a client asked for what was brought in
