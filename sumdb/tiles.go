@@ -204,6 +204,13 @@ func checkTile(t tlog.Tile) error {
 	return nil
 }
 
+// Err returns the failed fsync that ended writing, or nil while the store takes tiles.
+func (s *TileStore) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
 // Put stores tiles, which must be authenticated, and returns when all of them are durable. What is there in the same or
 // a greater width is kept; what is there and differs was damaged on disk and is replaced. An error matches
 // [artifact.ErrUnavailable]; after a failed fsync there is nothing but errors until the store is opened again, because

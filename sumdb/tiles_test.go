@@ -228,6 +228,9 @@ func TestPutIsDurable(t *testing.T) {
 func TestFsyncFailureStopsWrites(t *testing.T) {
 	s := openTiles(t, t.TempDir())
 	put(t, s, tileAtW(0, 1, 9))
+	if err := s.Err(); err != nil {
+		t.Errorf("Err of a sound store: %v", err)
+	}
 	s.sync = func(*os.File) error { return syscall.EIO }
 	bad := func(n int64) error {
 		return s.Put([]tlog.Tile{tileAtW(0, n, 9)}, [][]byte{hashBytes(uint64(n), 9)})
@@ -241,6 +244,9 @@ func TestFsyncFailureStopsWrites(t *testing.T) {
 	}
 	if _, err := s.Tile(tileAtW(0, 1, 9)); err != nil {
 		t.Errorf("Tile: %v", err)
+	}
+	if err := s.Err(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("Err: %v", err)
 	}
 }
 

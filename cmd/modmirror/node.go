@@ -34,6 +34,7 @@ type node struct {
 	replica   *replicate.Node
 	store     *artifact.Store
 	databases []*sumdb.DB
+	tiles     []*sumdb.TileStore
 	set       *sumdb.Set
 	mirror    *mirror.Mirror
 	closers   []func() error // in the order of opening
@@ -66,6 +67,7 @@ func openNode(ctx context.Context, c config, log *slog.Logger) (n *node, err err
 		return n, fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
 	}
 	n.closers = append(n.closers, n.store.Close)
+	n.store.OnFault(n.replica.StopWrites) // one disk: what failed here will fail there
 	for _, spec := range specs {
 		if err := n.openDatabase(ctx, spec); err != nil {
 			return n, err
@@ -143,7 +145,7 @@ func (n *node) openCatalog(ctx context.Context) error {
 	return nil
 }
 
-// fault is called once, when the catalog's disk lets it down. The node goes on serving what it has.
+// fault is called once, when the disk lets the catalog or the store down. The node goes on serving what it has.
 func (n *node) fault(err error) {
 	n.log.Error("the disk failed: nothing new is stored until this process is restarted on a sound disk; what is stored is still served", "err", err)
 }
@@ -157,6 +159,7 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 		return err
 	}
 	n.closers = append(n.closers, tiles.Close)
+	n.tiles = append(n.tiles, tiles)
 	c := sumdb.Config{
 		Key:     spec.Key,
 		Catalog: n.replica,
@@ -279,6 +282,11 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 	}
 	if err := n.store.Err(); err != nil {
 		return err
+	}
+	for _, tiles := range n.tiles {
+		if err := tiles.Err(); err != nil {
+			return fmt.Errorf("tiles: %w", err)
+		}
 	}
 	if free, ok := freeBytes(n.config.DataDir); ok && free < lowDisk {
 		return fmt.Errorf("%s free on the disk of %s: new artifacts may not fit; what is stored is served", size(int64(free)), n.config.DataDir)
