@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sync/errgroup"
@@ -342,16 +343,25 @@ func (s *TileStore) syncDir(dir string) error {
 	return s.fsync(f)
 }
 
-// fsync makes f durable. Its failure is final.
+// fsync makes f durable. Its failure is final, but for a full disk: the temporary file goes then, and the next attempt
+// writes another.
 func (s *TileStore) fsync(f *os.File) error {
 	err := s.sync(f)
 	if err != nil {
 		err = fmt.Errorf("fsync: %w", err)
+		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); full && !isDir(f) {
+			return err
+		}
 		s.mu.Lock()
 		s.failed = cmp.Or(s.failed, err)
 		s.mu.Unlock()
 	}
 	return err
+}
+
+func isDir(f *os.File) bool {
+	fi, err := f.Stat()
+	return err != nil || fi.IsDir()
 }
 
 // lock waits until nobody else writes the tiles of batch. Keys are taken in order, so that two batches cannot wait for

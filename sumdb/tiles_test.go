@@ -250,6 +250,26 @@ func TestFsyncFailureStopsWrites(t *testing.T) {
 	}
 }
 
+// A full disk fails what does not fit, and no more than that.
+func TestFullDiskIsNotFinal(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	s.sync = func(*os.File) error { return syscall.ENOSPC }
+	tile, data := []tlog.Tile{tileAtW(0, 2, 9)}, [][]byte{hashBytes(2, 9)}
+	if err := s.Put(tile, data); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("Put: %v", err)
+	}
+	if _, err := s.Tile(tile[0]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Tile: %v, want none", err)
+	}
+	s.sync = (*os.File).Sync
+	if err := s.Put(tile, data); err != nil {
+		t.Errorf("Put with room again: %v", err)
+	}
+	if err := s.Err(); err != nil {
+		t.Errorf("Err: %v", err)
+	}
+}
+
 // A record whose tiles cannot be stored is not handed out.
 func TestRecordNeedsDurableTiles(t *testing.T) {
 	l := newLab(t, 300, nil)
