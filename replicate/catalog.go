@@ -57,9 +57,8 @@ type catalog struct {
 	mu sync.RWMutex
 	db *bbolt.DB // guarded by mu: readers hold it shared as long as they are in a transaction; nil once closed
 
-	streamMu  sync.Mutex
-	streams   map[*stream]bool // guarded by streamMu; snapshots that are being sent
-	replacing bool             // guarded by streamMu; none may begin
+	streamMu sync.Mutex
+	streams  map[*stream]bool // guarded by streamMu; snapshots that are being sent
 
 	beforeCommit func() error // set by tests to make the disk fail; may be nil
 }

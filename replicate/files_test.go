@@ -106,7 +106,18 @@ func TestLostAndOldFiles(t *testing.T) {
 			return setRow(logPath(dir), "logs", bigEndian(3), nil)
 		}, either, "entries between 2 and 4 are missing"},
 		"entry of the future": {func(dir, _ string) error { return badEntry(logPath(dir), raft.LogCommand, "\x02") }, either, "entry format 2"},
-		"entry of no type":    {func(dir, _ string) error { return badEntry(logPath(dir), 77, "") }, either, "unknown type 77"},
+		"entry of a later term": {func(dir, _ string) error {
+			return changeEntry(logPath(dir), &raft.Log{Index: 3, Term: 9, Type: raft.LogNoop})
+		}, either, "entry 3: it is of term 9"},
+		"entry of an older term": {func(dir, _ string) error {
+			return changeEntry(logPath(dir), &raft.Log{Index: 4, Term: 1, Type: raft.LogNoop})
+		}, either, "entry 4: it is of term 1"},
+		"entry under another index": {func(dir, _ string) error {
+			return entry(dir, func(logs *bbolt.Bucket, last []byte) error {
+				return logs.Put(last, bytes.Clone(logs.Get(bigEndian(3))))
+			})
+		}, either, "it is entry 3"},
+		"entry of no type": {func(dir, _ string) error { return badEntry(logPath(dir), 77, "") }, either, "unknown type 77"},
 		"configuration damaged": {func(dir, _ string) error {
 			return badEntry(logPath(dir), raft.LogConfiguration, "\xff")
 		}, either, "raft log: entry 3"},
@@ -239,11 +250,15 @@ func newLogIn(dir, _ string) error {
 
 // badEntry puts another entry in the place of the third.
 func badEntry(path string, kind raft.LogType, data string) error {
+	return changeEntry(path, &raft.Log{Index: 3, Term: 2, Type: kind, Data: []byte(data)})
+}
+
+func changeEntry(path string, l *raft.Log) error {
 	store, err := newLog(path, false)
 	if err != nil {
 		return err
 	}
-	return errors.Join(store.StoreLog(&raft.Log{Index: 3, Term: 2, Type: kind, Data: []byte(data)}), store.Close())
+	return errors.Join(store.StoreLog(l), store.Close())
 }
 
 func otherCluster(dir, _ string) error {

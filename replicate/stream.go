@@ -42,10 +42,6 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	r, w := io.Pipe()
 	s := &stream{PipeReader: r, done: make(chan struct{})}
 	c.streamMu.Lock()
-	if c.replacing {
-		c.streamMu.Unlock()
-		return nil, nil, errors.Join(fmt.Errorf("catalog is being replaced: %w", artifact.ErrUnavailable), tx.Rollback())
-	}
 	c.streams[s] = true
 	c.streamMu.Unlock()
 	go func() {
@@ -75,13 +71,10 @@ func (c *catalog) endStreams() {
 }
 
 // replace puts the catalog at path, which is durable and checked, in the place of this one; a crash or an error leaves the
-// old or the new one. Readers go on in the old one until the new one is open and has its name, and wait for no disk. Only
-// streams end before, because bbolt opens the file for them by its name.
+// old or the new one. Readers go on in the old one until the new one is open and has its name, and wait for no disk; so
+// do streams, as bbolt reads the file that it has open, whatever its name.
 func (c *catalog) replace(path string) error {
-	c.setReplacing(true)
-	defer c.setReplacing(false)
-	c.endStreams()
-	db, err := openCatalogAt(path, c.path)
+	db, err := openBolt(path, *catalogOptions(false))
 	if err != nil {
 		return err
 	}
@@ -92,6 +85,7 @@ func (c *catalog) replace(path string) error {
 		return errors.Join(err, db.Close())
 	}
 	old, err := c.swap(db)
+	c.endStreams() // those of the old one; it waits for them
 	return errors.Join(err, old.Close())
 }
 
@@ -104,23 +98,4 @@ func (c *catalog) swap(db *bbolt.DB) (old *bbolt.DB, err error) {
 	}
 	old, c.db = c.db, db
 	return old, nil
-}
-
-func (c *catalog) setReplacing(is bool) {
-	c.streamMu.Lock()
-	defer c.streamMu.Unlock()
-	c.replacing = is
-}
-
-// openCatalogAt opens the catalog at path, which will be moved to later. bbolt opens its file again for each stream.
-func openCatalogAt(path, later string) (*bbolt.DB, error) {
-	opt := catalogOptions(false)
-	opt.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
-		f, err := os.OpenFile(name, flag&^os.O_CREATE, perm)
-		if errors.Is(err, os.ErrNotExist) {
-			return os.OpenFile(later, flag&^os.O_CREATE, perm)
-		}
-		return f, err
-	}
-	return openBolt(path, *opt)
 }
