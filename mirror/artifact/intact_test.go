@@ -148,6 +148,22 @@ func TestCommitHealsRottenBytes(t *testing.T) {
 	}
 }
 
+// Also when somebody has put a directory of blobs in the place of another while the store was open.
+func TestOpenAfterRestore(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	ref := put(t, s, []byte("some zip"))
+	if _, err := get(s, ref); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(filepath.Join(s.dir, blobName(ref.Digest)))
+	if err := errors.Join(os.CopyFS(dir+"-copy", os.DirFS(dir)), os.RemoveAll(dir), os.Rename(dir+"-copy", dir)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := get(s, ref); err != nil || string(b) != "some zip" {
+		t.Errorf("Open = %q, %v", b, err)
+	}
+}
+
 func TestVerifiedIsBounded(t *testing.T) {
 	s := openTestStore(t, t.TempDir())
 	s.verified.max = 3
