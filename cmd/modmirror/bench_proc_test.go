@@ -89,6 +89,34 @@ func statusField(pid int, field string) (float64, error) {
 	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }
 
+// busy returns which part of the processors, in percent, was not idle during d. While nothing of the benchmark runs, this is
+// what others do to its results: under load the tail of the latencies is that of the queue for a processor.
+func (b *bench) busy(d time.Duration) float64 {
+	total, idle := ticks()
+	b.idle(d)
+	total2, idle2 := ticks()
+	return 100 * (1 - (idle2-idle)/(total2-total))
+}
+
+// ticks returns the time of all processors, and how much of it was idle, from the first line of /proc/stat.
+func ticks() (total, idle float64) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0
+	}
+	line, _, _ := strings.Cut(string(stat), "\n")
+	for i, f := range strings.Fields(line)[1:] {
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil || i > 7 { // what follows is counted already
+			break
+		}
+		if total += n; i == 3 || i == 4 { // idle and iowait
+			idle += n
+		}
+	}
+	return total, idle
+}
+
 // machine describes where this runs, in one line.
 func machine() string {
 	cpu, kernel := "unknown processor", ""

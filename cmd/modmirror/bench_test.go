@@ -28,6 +28,7 @@ type bench struct {
 	stocked string // data directory of a modmirror that holds the corpus
 	rounds  int
 	seconds time.Duration // a round of wrk
+	before  float64       // part of the processors that others kept busy before the benchmark began, in percent
 	rows    []row
 }
 
@@ -38,6 +39,7 @@ func TestBench(t *testing.T) {
 	if err := b.openCorpus(); err != nil {
 		t.Fatal(err)
 	}
+	b.before = b.busy(3 * time.Second)
 	begin := time.Now()
 	t.Cleanup(func() { b.print(time.Since(begin)) })
 	for _, part := range []struct {
@@ -53,6 +55,7 @@ func TestBench(t *testing.T) {
 // TestBenchCatalog is what `make bench-catalog` runs.
 func TestBenchCatalog(t *testing.T) {
 	b := newBench(t)
+	b.before = b.busy(3 * time.Second)
 	begin := time.Now()
 	t.Cleanup(func() { b.print(time.Since(begin)) })
 	b.catalog(t)
@@ -115,7 +118,8 @@ func (b *bench) print(took time.Duration) {
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "%s, %d processors (%s), %s, %s, %s, modmirror %s. Client and server share the processors. ",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), machine(), runtime.Version(), versionLine(nginxPath(), "-v"), versionLine("wrk", "-v"), versionLine(b.bin, "version"))
-	fmt.Fprintf(&out, "Medians (least..most) of %d rounds (go mod download and cold: %d) in turn, %v each for wrk; the whole took %v.\n\n", b.rounds, b.coldRounds(), b.seconds, took.Round(time.Second))
+	fmt.Fprintf(&out, "Medians (least..most) of %d rounds (go mod download and cold: %d) in turn, %v each for wrk; the whole took %v. ", b.rounds, b.coldRounds(), b.seconds, took.Round(time.Second))
+	fmt.Fprintf(&out, "Others kept %.0f %% of the processors busy before and %.0f %% after.\n\n", b.before, b.busy(3*time.Second))
 	writeTable(&out, b.rows)
 	fmt.Printf("\n%s\n", out.Bytes())
 	report(b.t, os.WriteFile(filepath.Join(b.dir, "table.md"), out.Bytes(), 0o644))
