@@ -128,6 +128,7 @@ func TestRunExitCodes(t *testing.T) {
 		"address":             {[]string{"serve", "--listen", "999"}, 2, "--listen: address 999: missing port"},
 		"missing config":      {[]string{"serve", "--config", "does-not-exist.yaml"}, 2, "config file"},
 		"fsck of nothing":     {[]string{"fsck", "--data-dir", "does-not-exist"}, 1, "--data-dir"},
+		"fsck of another":     {[]string{"fsck", "--data-dir", "testdata"}, 1, "there is no catalog.db"},
 		"prove without @":     {[]string{"prove", "example.com/m"}, 2, "is not module@version"},
 		"prove a bad version": {[]string{"prove", "example.com/m@latest"}, 2, "latest"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -66,7 +67,11 @@ func (r fsckReport) print(w io.Writer, asJSON bool) error {
 		fmt.Fprintln(w, p)
 	}
 	verdict := "all is well"
-	if n := len(r.Problems); n > 0 {
+	switch n := len(r.Problems); n {
+	case 0:
+	case 1:
+		verdict = "1 problem"
+	default:
 		verdict = fmt.Sprintf("%d problems", n)
 	}
 	_, err := fmt.Fprintf(w, "%s: %d module versions, %d records, %d blobs of %d bytes, root %s\n", verdict, r.Manifests, r.Records, r.Blobs, r.Bytes, r.Root)
@@ -81,6 +86,9 @@ func fsck(ctx context.Context, dir string, progress *progress) (fsckReport, erro
 	c, err := replicate.OpenCatalog(dir)
 	if errors.Is(err, replicate.ErrLocked) {
 		return fsckReport{}, fmt.Errorf("a mirror is running on %s: stop it first, fsck checks a data directory at rest: %w", dir, err)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fsckReport{}, fmt.Errorf("--data-dir %s: there is no catalog.db: this is no mirror's data, or its catalog is lost", dir)
 	}
 	if err != nil {
 		return fsckReport{}, err
