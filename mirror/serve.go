@@ -50,7 +50,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // route answers r, or returns an error before anything is sent.
 func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return fmt.Errorf("%s: %w, use GET or HEAD", cut(r.Method, 20), errMethod)
+		return fmt.Errorf("%s: %w, use GET or HEAD", artifact.Truncate(r.Method, 20), errMethod)
 	}
 	path := r.URL.EscapedPath()
 	if a, ok := m.hot.get(path); ok {
@@ -406,14 +406,14 @@ func (m *Mirror) access(r *http.Request, w *response, id string, took time.Durat
 	if !m.log.Enabled(ctx, level) {
 		return
 	}
-	path, reason := cut(r.URL.Path, 512), ""
+	path, reason := artifact.Truncate(r.URL.Path, 512), ""
 	if w.err != nil {
-		reason = cut(w.err.Error(), 2<<10)
+		reason = artifact.Truncate(w.err.Error(), 2<<10)
 	}
 	if w.hidden || w.class == classBad && m.config.Private != "" { // which module it is about, nobody can say
 		path, reason = "(private)", ""
 	}
-	m.log.LogAttrs(ctx, level, "request", slog.String("id", id), slog.String("method", cut(r.Method, 20)), slog.String("path", path),
+	m.log.LogAttrs(ctx, level, "request", slog.String("id", id), slog.String("method", artifact.Truncate(r.Method, 20)), slog.String("path", path),
 		slog.Int("status", w.status), slog.String("class", w.class.String()), slog.String("outcome", w.outcome.String()),
 		slog.Int64("bytes", w.sent), slog.Duration("took", took), slog.String("err", reason))
 }

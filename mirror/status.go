@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"modmirror/mirror/artifact"
 )
@@ -114,16 +113,4 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write([]byte(body)) // a client that is gone needs no answer
 	}
-}
-
-// cut returns at most n bytes of s, whole characters.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	n -= len("…")
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + "…"
 }

@@ -39,15 +39,15 @@ func PublicText(err error, limit int) string {
 			return -1
 		}
 		return r
-	}, truncate(err.Error(), 4*limit))
+	}, Truncate(err.Error(), 4*limit))
 	for _, h := range hidden {
 		s = h.pattern.ReplaceAllString(s, h.instead)
 	}
-	return truncate(s, limit)
+	return Truncate(s, limit)
 }
 
-// truncate returns at most n bytes of s, whole characters.
-func truncate(s string, n int) string {
+// Truncate returns at most n bytes of s, whole characters.
+func Truncate(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
