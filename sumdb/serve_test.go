@@ -32,7 +32,9 @@ func TestSupported(t *testing.T) {
 		if w := get(t, l, "/supported"); w.Code != http.StatusServiceUnavailable {
 			t.Errorf("no head, source hangs: %d", w.Code)
 		}
+		l.src.Lie(sumdbtest.Lies{Down: true})
 		release()
+		synctest.Wait() // the work that the request began outlives it, and must find no head either
 		for _, lies := range []sumdbtest.Lies{{WrongKey: true}, {HugeBody: true}, {TilesDown: true}, {TilesMissing: true}, {NoLatest: true}} {
 			l.src.Lie(lies)
 			if w := get(t, l, "/supported"); w.Code != http.StatusServiceUnavailable {
