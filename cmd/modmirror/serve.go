@@ -56,8 +56,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
 
+	bounded := newConns(ln, maxConnections(c.MaxConns, log), c.MaxPerClient, n.metrics)
 	srv := &http.Server{
 		Handler:           n,
+		ConnState:         bounded.state,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
@@ -70,7 +72,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g, work := errgroup.WithContext(work)
 	g.Go(func() error { return n.run(work) })
 	g.Go(func() error {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(bounded); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", c.Listen, err)
 		}
 		return nil
@@ -128,4 +130,16 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("--listen %s: %w", addr, err)
 	}
 	return ln, nil
+}
+
+// maxConnections returns how many connections can be had of the wanted: a quarter of the files that the process may have
+// open is left for those that it reads, and for connections to upstreams.
+func maxConnections(wanted int, log *slog.Logger) int {
+	files, ok := maxOpenFiles()
+	if !ok || uint64(wanted) <= files/4*3 {
+		return wanted
+	}
+	most := int(files / 4 * 3)
+	log.Warn("fewer connections than --max-connections: the limit of open files (ulimit -n) is too low", "wanted", wanted, "connections", most, "files", files)
+	return most
 }

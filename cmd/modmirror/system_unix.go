@@ -13,3 +13,12 @@ func freeBytes(dir string) (free uint64, ok bool) {
 	}
 	return uint64(st.Bavail) * uint64(st.Bsize), true
 }
+
+// maxOpenFiles returns how many files this process may have open. It is not ok if that cannot be told.
+func maxOpenFiles() (files uint64, ok bool) {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return 0, false
+	}
+	return l.Cur, true
+}

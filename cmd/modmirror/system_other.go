@@ -4,3 +4,6 @@ package main
 
 // freeBytes cannot tell how much room there is on this system.
 func freeBytes(string) (free uint64, ok bool) { return 0, false }
+
+// maxOpenFiles cannot tell either.
+func maxOpenFiles() (files uint64, ok bool) { return 0, false }
