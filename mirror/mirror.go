@@ -11,6 +11,7 @@
 //	                                                   "Disable-Module-Fetch: true"
 //	GET /sumdb/sum.golang.org/…                        the checksum database
 //	GET / /status /healthz /readyz /metrics            for people and machines that run the mirror
+//	GET /prove/golang.org/x/text@v0.3.0                what proves a version that is held
 //
 // What it promises:
 //
@@ -114,7 +115,10 @@ type Config struct {
 	MetricsHandler http.Handler                                 // answers /metrics; nil: 404
 	Ready          func(ctx context.Context, writes bool) error // why this node should get no requests (no new artifacts, if writes); nil: it should
 	Status         func(ctx context.Context) any                // what /status says, as JSON; nil: 404
-	Version        string                                       // of the program, for the page
+	// Prove returns what proves a version that is held, to be sent as JSON from /prove/. An error matches [io/fs.ErrNotExist]
+	// if the version is not held. Nil: 404.
+	Prove   func(ctx context.Context, m module.Version) (any, error)
+	Version string // of the program, for the page
 }
 
 // Mirror is an [http.Handler] for all of the above. Make one with New.

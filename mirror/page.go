@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/mod/module"
+
 	"modmirror/mirror/artifact"
 )
 
@@ -70,6 +72,42 @@ func (m *Mirror) servePage(w *response, r *http.Request, path, id string) error 
 	default:
 		return m.serveHome(w, r)
 	}
+	return nil
+}
+
+const provePrefix = "/prove/"
+
+// serveProof answers /prove/<escaped module>@<escaped version> with what proves a version that is held, as JSON.
+func (m *Mirror) serveProof(w *response, r *http.Request, escaped string) error {
+	if m.config.Prove == nil {
+		return notExist("no proofs are served here")
+	}
+	w.hidden = m.config.Private != "" // until it is known what it is about
+	p, err := decodePath("/" + escaped)
+	if err != nil {
+		return err
+	}
+	path, version, _ := strings.Cut(p, "@")
+	mv := module.Version{}
+	if mv.Path, err = parseModulePath(path); err != nil {
+		return err
+	}
+	if mv.Version, err = module.UnescapeVersion(version); err != nil || !canonical(mv) {
+		return badRequest("%q is not a version of %s", version, mv.Path)
+	}
+	if module.MatchPrefixPatterns(m.config.Private, mv.Path) {
+		return fmt.Errorf("%s is private and not served here: %w", mv.Path, errPrivate)
+	}
+	w.hidden = false
+	proof, err := m.config.Prove(r.Context(), mv)
+	if err != nil {
+		return fmt.Errorf("prove %s: %w", mv, err)
+	}
+	b, err := json.MarshalIndent(proof, "", "\t")
+	if err != nil {
+		return fmt.Errorf("prove %s: %w", mv, err)
+	}
+	send(w, r, typeJSON, append(b, '\n'))
 	return nil
 }
 

@@ -28,6 +28,9 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := m.ids.of(r)
 	w.Header()["X-Request-Id"] = []string{id}
 	sendWithin(w, m.config.ClientWait+sendTime(0)) // whatever the answer is; what is large gets its own time
+	if r.ContentLength != 0 {
+		refuseBody(w)
+	}
 	out := &response{ResponseWriter: w}
 	m.metrics.inFlight.Inc()
 	defer func() {
@@ -47,10 +50,23 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// bodyWait is how long a body that a client announced may take to come, before the connection is cut.
+const bodyWait = time.Second
+
+// refuseBody sees to it that a body is not waited for. The server reads what is left of one when the answer is sent, and
+// one that never comes would keep its connection for ever.
+func refuseBody(w http.ResponseWriter) {
+	w.Header()["Connection"] = []string{"close"}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWait)) // not every writer has deadlines
+}
+
 // route answers r, or returns an error before anything is sent.
 func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return fmt.Errorf("%s: %w, use GET or HEAD", artifact.Truncate(r.Method, 20), errMethod)
+	}
+	if r.ContentLength != 0 {
+		return badRequest("this server takes no request bodies")
 	}
 	path := r.URL.EscapedPath()
 	if a, ok := m.hot.get(path); ok {
@@ -62,6 +78,10 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	case "/", "/status", "/healthz", "/readyz", "/metrics":
 		w.class = classPage
 		return m.servePage(w, r, path, id)
+	}
+	if rest, ok := strings.CutPrefix(path, provePrefix); ok {
+		w.class = classPage
+		return m.serveProof(w, r, rest)
 	}
 	p := strings.TrimPrefix(path, cachedOnly)
 	if strings.HasPrefix(p, "/sumdb/") {

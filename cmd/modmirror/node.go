@@ -222,6 +222,7 @@ func (n *node) openMirror() error {
 		MetricsHandler: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
 		Ready:          n.ready,
 		Status:         func(ctx context.Context) any { return n.status(ctx) },
+		Prove:          func(ctx context.Context, m module.Version) (any, error) { return proofFrom(ctx, n.replica, m) },
 		Version:        buildVersion(),
 	}
 	if n.upstream != nil {

@@ -58,7 +58,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 
 	bounded := newConns(ln, maxConnections(c.MaxConns, log), c.MaxPerClient, n.metrics)
 	srv := &http.Server{
-		Handler:           n,
+		Handler:           n.mirror,
 		ConnState:         bounded.state,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
