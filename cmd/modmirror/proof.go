@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -20,7 +22,7 @@ type proof struct {
 	Version  string      `json:"version"`
 	ModSum   string      `json:"modSum"`
 	ZipSum   string      `json:"zipSum"`
-	Mod      *proofRef   `json:"mod,omitempty"` // the bytes that the mirror holds, if it does
+	Mod      *proofRef   `json:"mod,omitempty"` // the bytes that the mirror says it holds, if it does
 	Zip      *proofRef   `json:"zip,omitempty"`
 	Database string      `json:"database"`
 	Record   proofRecord `json:"record"`
@@ -62,17 +64,20 @@ func parseProof(data []byte) (proof, error) {
 	if err := dec.Decode(&p); err != nil {
 		return proof{}, fmt.Errorf("proof: %w", err)
 	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return proof{}, errors.New("proof: something follows it")
+	}
 	return p, nil
 }
 
 // check verifies p for exactly m with the pinned keys, and nothing else. It returns the key that vouches for it.
 func (p proof) check(m module.Version, keys []note.Verifier) (note.Verifier, error) {
 	if p.Module != m.Path || p.Version != m.Version {
-		return nil, fmt.Errorf("the proof is about %s@%s, not %s", p.Module, p.Version, m)
+		return nil, fmt.Errorf("the proof is about %.300q@%.100q, not %s", p.Module, p.Version, m)
 	}
 	i := slices.IndexFunc(keys, func(k note.Verifier) bool { return k.Name() == p.Database })
 	if i < 0 {
-		return nil, fmt.Errorf("the proof is by the database %s, whose key is not pinned (--sumdb)", p.Database)
+		return nil, fmt.Errorf("the proof is by the database %.200q, whose key is not pinned (--sumdb)", p.Database)
 	}
 	tree, err := artifact.OpenTreeHead(keys[i], []byte(p.TreeHead))
 	if err != nil {
@@ -87,7 +92,31 @@ func (p proof) check(m module.Version, keys []note.Verifier) (note.Verifier, err
 		return nil, err
 	}
 	if zip != p.ZipSum || mod != p.ModSum {
-		return nil, fmt.Errorf("the mirror's hashes are %s and %s, the record's %s and %s", p.ZipSum, p.ModSum, zip, mod)
+		return nil, fmt.Errorf("the mirror's hashes are %.100q and %.100q, the record's %s and %s", p.ZipSum, p.ModSum, zip, mod)
 	}
-	return keys[i], nil
+	return keys[i], errors.Join(p.onlySigned(keys[i]), p.Mod.check(), p.Zip.check())
+}
+
+// onlySigned reports whether all of the tree head is vouched for by key: a note may carry signatures of anybody, and what
+// is printed under PROVEN must not.
+func (p proof) onlySigned(key note.Verifier) error {
+	n, err := note.Open([]byte(p.TreeHead), note.VerifierList(key))
+	if err != nil {
+		return err
+	}
+	if len(n.UnverifiedSigs) > 0 {
+		return fmt.Errorf("the tree head has signatures by others than %s", key.Name())
+	}
+	return nil
+}
+
+// check reports whether r can be what a mirror holds. No proof says which bytes these are.
+func (r *proofRef) check() error {
+	if r == nil {
+		return nil
+	}
+	if _, err := artifact.ParseDigest(r.SHA256); err != nil || r.Size < 0 {
+		return fmt.Errorf("the mirror says that it holds %d bytes with the SHA-256 %.100q, which cannot be", r.Size, r.SHA256)
+	}
+	return nil
 }

@@ -138,7 +138,7 @@ func proofFrom(ctx context.Context, c provable, m module.Version) (proof, error)
 	}
 	head, err := c.TreeHead(ctx, man.Record.Database, man.Record.TreeSize+1)
 	if err != nil {
-		return proof{}, fmt.Errorf("tree head of %s at %d: %w", man.Record.Database, man.Record.TreeSize, err)
+		return proof{}, fmt.Errorf("tree head of %s at %d: %v: %w", man.Record.Database, man.Record.TreeSize, err, artifact.ErrDamaged) // it must be there
 	}
 	return newProof(man, head), nil
 }
@@ -164,7 +164,7 @@ func (p proof) print(w io.Writer, key note.Verifier, asJSON bool) error {
 	for line := range strings.Lines(p.TreeHead) {
 		fmt.Fprintf(w, "  %s", line)
 	}
-	_, err := fmt.Fprintf(w, "PROVEN with the key %s+%08x alone\n", key.Name(), key.KeyHash())
+	_, err := fmt.Fprintf(w, "PROVEN with the key %s+%08x alone: both h1 hashes\n", key.Name(), key.KeyHash())
 	return err
 }
 
@@ -172,5 +172,5 @@ func held(r *proofRef) string {
 	if r == nil {
 		return "  (bytes not stored)"
 	}
-	return fmt.Sprintf("  sha256:%s  %d bytes", r.SHA256, r.Size)
+	return fmt.Sprintf("  (the mirror holds sha256:%s, %d bytes)", r.SHA256, r.Size)
 }
