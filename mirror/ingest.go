@@ -80,30 +80,6 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	return won, in.small, nil
 }
 
-// recorded is step 1. It returns a manifest that has the record of mv and no parts.
-func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.Manifest, id string) (artifact.Manifest, error) {
-	start := time.Now()
-	if have.Record.IsZero() {
-		r, err := m.config.Checksums.Record(ctx, mv)
-		if err == nil {
-			have, err = artifact.NewManifest(mv, r)
-		}
-		if err != nil {
-			if err = m.flights.inTime(ctx, "the checksum database", err); !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-				err = fmt.Errorf("checksum database: %w", err)
-			}
-			if isRefusal(err) {
-				m.alarm(id, failRecord, err, "module", mv.Path, "version", mv.Version)
-			}
-			return artifact.Manifest{}, err
-		}
-	}
-	m.metrics.stageDone(stageRecord, start)
-	m.reached("record")
-	have.Info, have.Mod, have.Zip = artifact.Ref{}, artifact.Ref{}, artifact.Ref{}
-	return have, nil
-}
-
 // accept is steps 2 to 4, for the body that one source sends. It says no with ErrRefused or ErrMalformed if that is the
 // source's fault.
 func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source string) (err error) {
