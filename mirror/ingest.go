@@ -54,6 +54,9 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		}
 		return have, small, nil
 	}
+	if err := m.config.Store.Err(); err != nil {
+		return have, nil, err // nobody is asked for what cannot be kept
+	}
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
 	if in.man, err = m.recorded(ctx, mv, have, id); err != nil {
 		return have, nil, err

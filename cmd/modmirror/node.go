@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,9 @@ type node struct {
 	set       *sumdb.Set
 	mirror    *mirror.Mirror
 	closers   []func() error // in the order of opening
+
+	mu     sync.Mutex
+	failed error // guarded by mu; what ended writing on this node
 }
 
 // openNode opens every part in order. On error it closes what it has opened.
@@ -63,11 +67,18 @@ func openNode(ctx context.Context, c config, log *slog.Logger) (n *node, err err
 	if err := n.openCatalog(ctx); err != nil {
 		return n, err
 	}
-	if n.store, err = artifact.OpenStore(c.DataDir); err != nil {
+	store, err := artifact.OpenStore(c.DataDir)
+	if err != nil {
 		return n, fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
 	}
+	n.mu.Lock()
+	n.store = store
+	n.mu.Unlock()
 	n.closers = append(n.closers, n.store.Close)
 	n.store.OnFault(n.replica.StopWrites) // one disk: what failed here will fail there
+	if err := n.fault(); err != nil {     // and the other way round
+		n.store.StopWrites(err)
+	}
 	for _, spec := range specs {
 		if err := n.openDatabase(ctx, spec); err != nil {
 			return n, err
@@ -133,7 +144,7 @@ func (n *node) upstreamConfig() upstream.Config {
 func (n *node) openCatalog(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.fault})
+	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.onFault})
 	if errors.Is(err, replicate.ErrLocked) {
 		return fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)
 	}
@@ -145,9 +156,23 @@ func (n *node) openCatalog(ctx context.Context) error {
 	return nil
 }
 
-// fault is called once, when the disk lets the catalog or the store down. The node goes on serving what it has.
-func (n *node) fault(err error) {
+// onFault is called once, when the disk lets any part down: each part tells the catalog, and the catalog this. The node goes
+// on serving what it has.
+func (n *node) onFault(err error) {
 	n.log.Error("the disk failed: nothing new is stored until this process is restarted on a sound disk; what is stored is still served", "err", err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failed = err
+	if n.store != nil {
+		n.store.StopWrites(err)
+	}
+}
+
+// fault returns what ended writing on this node, nil if nothing has.
+func (n *node) fault() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.failed
 }
 
 func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {

@@ -85,7 +85,13 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		}
 		return drain(ctx, c, n, srv, log)
 	})
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := n.fault(); err != nil { // whoever restarts the process must hear that the disk wants to be looked at first
+		return fmt.Errorf("the disk failed while this process ran: %w", err)
+	}
+	return nil
 }
 
 // drain ends the server in order, within --drain-delay and --drain-timeout. Fetches that do not end in time are cut a

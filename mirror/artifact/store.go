@@ -209,6 +209,16 @@ func (s *Store) OnFault(f func(error)) {
 	}
 }
 
+// StopWrites ends writing as a fault of the store's own disk does: for whoever keeps other files on that disk and saw a write
+// of them fail. Only the first reason counts. f of OnFault is not called for it.
+func (s *Store) StopWrites(reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("the store %s stopped writing: %v: %w", s.dir, reason, ErrUnavailable)
+	}
+}
+
 // errReadOnly is why a store that is open for reading only does not write. It is no fault.
 var errReadOnly = errors.New("open for reading only")
 
