@@ -18,21 +18,20 @@ import (
 
 // config is what `modmirror serve` can be told. The fields are the flags of the same names.
 type config struct {
-	Listen       string
-	DataDir      string
-	Upstream     string
-	SumDB        []string
-	Private      []string
-	Offline      bool
-	NoLookAhead  bool
-	ListTTL      time.Duration
-	NotFoundTTL  time.Duration
-	DrainDelay   time.Duration
-	DrainTime    time.Duration
-	MaxConns     int
-	MaxPerClient int // connections of one client address
-	LogFormat    string
-	LogLevel     string
+	Listen      string
+	DataDir     string
+	Upstream    string
+	SumDB       []string
+	Private     []string
+	Offline     bool
+	NoLookAhead bool
+	ListTTL     time.Duration
+	NotFoundTTL time.Duration
+	DrainDelay  time.Duration
+	DrainTime   time.Duration
+	LogFormat   string
+	LogLevel    string
+	Limits      limits
 }
 
 const defaultDataDir = "./modmirror-data"
@@ -51,10 +50,9 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.NotFoundTTL, "not-found-ttl", 30*time.Second, "remember for this `long`, at most a minute, that a version does not exist")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", time.Second, "after SIGTERM, say 503 on /readyz for this `long` before closing the port")
 	fs.DurationVar(&c.DrainTime, "drain-timeout", 30*time.Second, "after that, give answers in flight this `long` to finish")
-	fs.IntVar(&c.MaxConns, "max-connections", 4096, "hold at most this `number` of client connections; idle ones are closed to make room")
-	fs.IntVar(&c.MaxPerClient, "max-connections-per-client", 1024, "of these, at most this `number` from one address")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "log as `text` or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log from this `level` on: debug, info, warn or error")
+	c.Limits.flags(fs)
 }
 
 // loadSettings fills the flags of cmd that were not given on the command line from the environment, else from the file
@@ -200,8 +198,8 @@ func (c *config) validate() error {
 	if c.ListTTL <= 0 || c.NotFoundTTL <= 0 || c.DrainDelay < 0 || c.DrainTime <= 0 {
 		return usageError("--list-ttl, --not-found-ttl and --drain-timeout must be positive, --drain-delay not negative")
 	}
-	if c.MaxConns <= 0 || c.MaxPerClient <= 0 {
-		return usageError("--max-connections and --max-connections-per-client must be positive")
+	if err := c.Limits.validate(); err != nil {
+		return err
 	}
 	if c.NotFoundTTL > time.Minute {
 		return usageError("--not-found-ttl: at most one minute")

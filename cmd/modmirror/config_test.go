@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // load runs the settings of a command line, an environment and a file through the loader that every command uses.
@@ -126,6 +127,10 @@ func TestRunExitCodes(t *testing.T) {
 		"URL in private":      {[]string{"serve", "--private", "https://example.com/a"}, 2, `--private: pattern "https://example.com/a"`},
 		"empty private":       {[]string{"serve", "--private", "example.com/a,,"}, 2, `--private: pattern ""`},
 		"address":             {[]string{"serve", "--listen", "999"}, 2, "--listen: address 999: missing port"},
+		"not-found-ttl":       {[]string{"serve", "--not-found-ttl", "2m"}, 2, "--not-found-ttl: at most one minute"},
+		"no connections":      {[]string{"serve", "--max-connections", "0"}, 2, "--max-connections: want a number from 1"},
+		"too much memory":     {[]string{"serve", "--cache-memory", "2000000"}, 2, "--cache-memory: want a number from 1"},
+		"no time":             {[]string{"serve", "--zip-timeout", "0s"}, 2, "--zip-timeout: want a positive duration"},
 		"missing config":      {[]string{"serve", "--config", "does-not-exist.yaml"}, 2, "config file"},
 		"fsck of nothing":     {[]string{"fsck", "--data-dir", "does-not-exist"}, 1, "--data-dir"},
 		"fsck of another":     {[]string{"fsck", "--data-dir", "testdata"}, 1, "there is no catalog.db"},
@@ -159,4 +164,34 @@ func TestPrivatePatternsAreTrimmed(t *testing.T) {
 			t.Errorf("private(%q) = %v, want %v", path, got, want)
 		}
 	}
+}
+
+// Every limit has a flag, and its default is what the README says.
+func TestLimits(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c config
+	fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	c.flags(fs)
+	if err := c.Limits.validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Name != "config" && !strings.Contains(string(readme), "`--"+f.Name+"`") {
+			t.Errorf("the README does not name --%s", f.Name)
+		}
+	})
+	set := pflag.NewFlagSet("limits", pflag.ContinueOnError)
+	new(limits).flags(set)
+	set.VisitAll(func(f *pflag.Flag) {
+		def := f.DefValue
+		if short, ok := strings.CutSuffix(def, "m0s"); ok { // 5m0s is written 5m
+			def = short + "m"
+		}
+		if row := "| `--" + f.Name + "` | " + def + " |"; !strings.Contains(string(readme), row) {
+			t.Errorf("the README has no row %q", row)
+		}
+	})
 }

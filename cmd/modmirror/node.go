@@ -138,6 +138,8 @@ func (n *node) upstreamConfig() upstream.Config {
 		Log:       n.log,
 		Metrics:   n.metrics,
 		Self:      []string{n.config.Listen},
+
+		MaxPerHost: n.config.Limits.PerHost,
 	}
 }
 
@@ -193,6 +195,8 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 		Offline: n.config.Offline,
 		Log:     n.log,
 		Metrics: n.metrics,
+
+		LookupBudget: n.config.Limits.Lookup,
 	}
 	if !n.config.Offline {
 		if err := n.addSources(&c, spec); err != nil {
@@ -242,6 +246,13 @@ func (n *node) openMirror() error {
 		ListTTL:        n.config.ListTTL,
 		NegativeTTL:    n.config.NotFoundTTL,
 		NoLookAhead:    n.config.NoLookAhead,
+		MaxFetches:     n.config.Limits.Fetches,
+		MaxZipFetches:  n.config.Limits.Fetches,
+		MaxQueue:       n.config.Limits.Waiting,
+		HotBytes:       int64(n.config.Limits.CacheMiB) << 20,
+		ClientWait:     n.config.Limits.ClientWait,
+		FetchBudget:    n.config.Limits.Fetch,
+		ZipBudget:      n.config.Limits.Zip,
 		Log:            n.log,
 		Metrics:        n.metrics,
 		MetricsHandler: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),

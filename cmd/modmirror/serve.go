@@ -56,7 +56,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
 
-	bounded := newConns(ln, maxConnections(c.MaxConns, log), c.MaxPerClient, n.metrics)
+	bounded := newConns(ln, maxConnections(c.Limits.Connections, log), c.Limits.PerClient, n.metrics)
 	srv := &http.Server{
 		Handler:           n.mirror,
 		ConnState:         bounded.state,
