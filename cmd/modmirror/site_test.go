@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,12 +24,14 @@ type site struct {
 	db   *sumdbtest.Database
 	dir  string // of the mirror's process: its log, and data
 	data string
+	bin  string // the mirror; by default this very test binary, see TestMain
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{t: t, up: mirrortest.New(), db: sumdbtest.New(databaseName), dir: dir, data: filepath.Join(dir, "data")}
+	s := &site{t: t, up: mirrortest.New(), db: sumdbtest.New(databaseName), dir: dir, data: filepath.Join(dir, "data"),
+		bin: filepath.Join(filepath.SplitList(os.Getenv("PATH"))[0], "modmirror")}
 	t.Cleanup(s.up.Close)
 	s.up.Mount("/sumdb/"+databaseName, s.db)
 	return s
@@ -46,10 +49,9 @@ func (s *site) add(archive string) module.Version {
 // start starts a mirror in a process of its own. The test's end kills it.
 func (s *site) start(args ...string) *process {
 	s.t.Helper()
-	bin := filepath.Join(filepath.SplitList(os.Getenv("PATH"))[0], "modmirror") // see TestMain
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "NO_PROXY=*"}
 	args = append([]string{"--data-dir", s.data, "--drain-delay", "0s", "--upstream", s.up.URL(), "--sumdb", s.db.Key()}, args...)
-	p, err := startProcess(bin, s.dir, filepath.Join(s.dir, "mirror.log"), env, args)
+	p, err := startProcess(s.bin, s.dir, filepath.Join(s.dir, "mirror.log"), env, args)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -97,4 +99,15 @@ func (s *site) asked(part string) int {
 		}
 	}
 	return n
+}
+
+// plain makes the mirror a binary without a race detector, which costs memory of its own.
+func (s *site) plain() {
+	s.t.Helper()
+	s.bin = filepath.Join(s.dir, "modmirror")
+	cmd := exec.CommandContext(s.t.Context(), "go", "build", "-o", s.bin, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("go build: %v\n%s", err, out)
+	}
 }
