@@ -32,14 +32,16 @@ func (b *bench) cold(t *testing.T) {
 	}
 	t.Cleanup(func() { report(t, origin.stop()) })
 	for _, c := range []struct {
-		delay time.Duration
-		aim   aim
-	}{{0, ratioAtMost(1.3)}, {50 * time.Millisecond, ratioAtMost(0.6)}} {
+		delay  time.Duration
+		aim    aim // against a cache that verifies nothing
+		direct aim // against no cache at all
+	}{{0, ratioAtMost(1.3), aim{}}, {50 * time.Millisecond, ratioAtMost(0.6), ratioAtMost(1)}} {
 		upstream := origin.url
 		if c.delay > 0 {
 			upstream = delayed(t, origin.url, c.delay)
 		}
 		var took [2]samples // of the peer and of modmirror
+		var direct samples  // of the go command without either
 		for round := range b.coldRounds() {
 			for i, start := range []startFunc{b.startCache, b.startFresh} {
 				d, err := b.coldOnce(start, upstream, fmt.Sprintf("cold-%v-%d-%d", c.delay, i, round))
@@ -48,8 +50,14 @@ func (b *bench) cold(t *testing.T) {
 				}
 				took[i] = append(took[i], d.Seconds())
 			}
+			d, err := b.goDownload(upstream)
+			if err != nil {
+				t.Fatal(err)
+			}
+			direct = append(direct, d.Seconds())
 		}
 		b.add(row{fmt.Sprintf("go mod download all, cold, upstream + %v, s (peer: proxy_cache)", c.delay), took[0], took[1], c.aim})
+		b.add(row{fmt.Sprintf("the same, upstream + %v, s (peer: the upstream itself)", c.delay), direct, took[1], c.direct})
 	}
 }
 

@@ -46,7 +46,7 @@ func TestBench(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"small", b.small}, {"zips", b.zips}, {"warm", b.warm}, {"cold", b.cold}, {"crowd", b.crowd}, {"start", b.start}, {"h1", b.h1},
+		{"small", b.small}, {"zips", b.zips}, {"warm", b.warm}, {"cold", b.cold}, {"crowd", b.crowd}, {"start", b.start}, {"h1", b.h1}, {"attack", b.attack},
 	} {
 		t.Run(part.name, part.run)
 	}
