@@ -2,10 +2,13 @@ package mirror
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/mod/module"
@@ -72,12 +75,22 @@ func (r *readerFrom) ReadFrom(src io.Reader) (int64, error) {
 	return io.Copy(io.Discard, src)
 }
 
-// A zip reaches the connection as a file: what stands in between must not take sendfile away.
+// A zip that is not small reaches the connection as a file: what stands in between must not take sendfile away. A small one is
+// answered from memory.
 func TestSendfile(t *testing.T) {
 	g := newRig(t)
-	want := g.get(helloPath + "v1.0.0.zip").body
+	var noise strings.Builder
+	for r := rand.New(rand.NewPCG(1, 2)); noise.Len() < 2*maxHot; {
+		fmt.Fprintf(&noise, "%x\n", r.Uint64())
+	}
+	g.add("example.com/large@v1.0.0\n-- noise.txt --\n" + noise.String())
+	const large = "/example.com/large/@v/v1.0.0.zip"
+	want := g.get(large).body
+	if len(want) <= maxHot {
+		t.Fatalf("the zip has %d bytes", len(want))
+	}
 	w := &readerFrom{discard: discard{make(http.Header)}}
-	g.ServeHTTP(w, httptest.NewRequest("GET", helloPath+"v1.0.0.zip", nil))
+	g.ServeHTTP(w, httptest.NewRequest("GET", large, nil))
 	l, ok := w.src.(*io.LimitedReader)
 	if !ok {
 		t.Fatalf("the connection got %T", w.src)
@@ -86,8 +99,19 @@ func TestSendfile(t *testing.T) {
 		t.Fatalf("the connection got %T", l.R)
 	}
 	plain := httptest.NewRecorder()
-	g.ServeHTTP(struct{ http.ResponseWriter }{plain}, httptest.NewRequest("GET", helloPath+"v1.0.0.zip", nil))
+	g.ServeHTTP(struct{ http.ResponseWriter }{plain}, httptest.NewRequest("GET", large, nil))
 	if !bytes.Equal(plain.Body.Bytes(), []byte(want)) {
 		t.Error("a connection that cannot got other bytes")
+	}
+	small := g.want(helloPath+"v1.0.0.zip", 200, "")
+	man, err := g.index.Manifest(t.Context(), helloV)
+	if err == nil {
+		err = g.store.Remove(man.Zip.Digest)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := g.want(helloPath+"v1.0.0.zip", 200, ""); again.body != small.body || again.header.Get("Etag") != small.header.Get("Etag") {
+		t.Errorf("a small zip from memory: %+v, before %+v", again.header, small.header)
 	}
 }

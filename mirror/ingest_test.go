@@ -339,7 +339,7 @@ func TestRepair(t *testing.T) {
 			return os.Truncate(path, 10)
 		},
 	} {
-		g := newRig(t)
+		g := newRig(t, func(c *Config) { c.HotBytes = 1 }) // nothing is in memory, as after a restart
 		a := g.want(helloPath+"v1.0.0.zip", 200, "")
 		man, _ := g.index.Manifest(t.Context(), helloV)
 		if err := harm(g, man.Zip); err != nil {

@@ -107,7 +107,7 @@ type Config struct {
 	MaxChecks     int   // zips checked at a time; 0: number of processors
 	NoLookAhead   bool  // fetch a go.mod only when a client asks for it
 	MaxQueue      int   // fetches under way or waiting for a slot; 0: 1024
-	HotBytes      int64 // memory for infos and go.mods; 0: 64 MiB
+	HotBytes      int64 // memory for infos, go.mods and small zips; 0: 64 MiB
 	ListBytes     int64 // memory for lists, @latest and queries, each; 0: 32 MiB
 
 	Log            *slog.Logger                                 // nil discards

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -145,7 +146,7 @@ func (m *Mirror) serveModule(w *response, r *http.Request, req Request, path, id
 	return nil
 }
 
-// hotAnswer is a small artifact that is ready to be sent.
+// hotAnswer is an artifact of at most maxHot bytes that is ready to be sent.
 type hotAnswer struct {
 	answer
 	class class
@@ -166,6 +167,12 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	case artifact.Zip:
 		contentType = typeZip
 	}
+	if got.file != nil && got.ref.Size <= maxHot {
+		if got.small, err = readFile(got.file, got.ref.Size); err != nil {
+			return fmt.Errorf("%s %s: %w", req.Module, req.Kind, err)
+		}
+		got.file = nil
+	}
 	if got.file == nil {
 		a := newAnswer(got.small, contentType, immutable, etag)
 		// Only under the two spellings that clients use, or one object could fill the memory.
@@ -184,6 +191,20 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	sendWithin(w, sendTime(got.ref.Size))
 	http.ServeContent(w, r, "", time.Time{}, got.file)
 	return nil
+}
+
+// maxHot bounds an artifact that is kept in memory, ready to be sent. Half of all zips are smaller: to open, seek and close a
+// file, four directories down, costs three times what the answer itself does.
+const maxHot = 64 << 10
+
+// readFile reads and closes f, which has size bytes.
+func readFile(f *os.File, size int64) ([]byte, error) {
+	defer f.Close()
+	b := make([]byte, size)
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, fmt.Errorf("read what is stored: %v: %w", err, artifact.ErrDamaged)
+	}
+	return b, nil
 }
 
 // sendTime returns how long a client may take to read an answer.

@@ -14,7 +14,7 @@ type limits struct {
 	Fetches     int // infos, go.mods, lists and queries at a time; as many zips
 	Waiting     int // fetches under way or waiting for their turn
 	PerHost     int // requests to one upstream host at a time
-	CacheMiB    int // infos and go.mods in memory
+	CacheMiB    int // infos, go.mods and small zips in memory
 
 	ClientWait time.Duration // for a fetch
 	Fetch      time.Duration // for anything but a zip
@@ -28,7 +28,7 @@ func (l *limits) flags(fs *pflag.FlagSet) {
 	fs.IntVar(&l.Fetches, "max-fetches", 64, "fetch at most this `number` of small things at a time, and as many zips")
 	fs.IntVar(&l.Waiting, "max-waiting", 1024, "let at most this `number` of fetches run or wait for their turn")
 	fs.IntVar(&l.PerHost, "max-per-upstream", 64, "send at most this `number` of requests at a time to one upstream host")
-	fs.IntVar(&l.CacheMiB, "cache-memory", 64, "keep infos and go.mods in this many `MiB` of memory")
+	fs.IntVar(&l.CacheMiB, "cache-memory", 64, "keep infos, go.mods and small zips in this many `MiB` of memory")
 	fs.DurationVar(&l.ClientWait, "client-wait", 5*time.Minute, "let a client wait this `long` for a fetch, which goes on without it")
 	fs.DurationVar(&l.Fetch, "fetch-timeout", 150*time.Second, "give up fetching and checking anything but a zip after this `long`")
 	fs.DurationVar(&l.Zip, "zip-timeout", 10*time.Minute, "give up fetching and checking a zip after this `long`")
