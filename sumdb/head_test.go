@@ -180,7 +180,8 @@ func TestRolledBackDatabase(t *testing.T) {
 // forked returns a lab with a committed record and a fork of its database at 20 records that knows hello; both have more
 // than 300 records.
 func forked(t *testing.T) (l *lab, kept module.Version, fork *sumdbtest.Database) {
-	l = newLab(t, 20, nil)
+	l = newLab(t, 19, nil)
+	l.add(mv("example.com/before@v1.0.0"))
 	fork = l.src.Fork(20)
 	add(fork, hello)
 	fork.Grow(1000)
@@ -253,6 +254,37 @@ func TestForkByAdvance(t *testing.T) {
 	l.Close()
 	l.DB = l.reopen(t, func(c *Config) { c.Direct = l.src })
 	wantFrozen(t, l, kept)
+}
+
+// A record below the committed head is proven against that one, so a lie is refused; the head that it came with is checked
+// nevertheless, whatever was wrong with the record.
+func TestForkByLookup(t *testing.T) {
+	unlike := mv("example.com/unlike@v1.0.0")
+	for name, c := range map[string]struct {
+		m    module.Version
+		lies sumdbtest.Lies
+		want error
+	}{
+		"record of the fork":     {hello, sumdbtest.Lies{}, artifact.ErrRefused},
+		"lines of another":       {unlike, sumdbtest.Lies{}, artifact.ErrRefused},
+		"id outside of the tree": {hello, sumdbtest.Lies{IDs: map[module.Version]string{hello: "1000000"}}, artifact.ErrMalformed},
+		"record of both":         {mv("example.com/before@v1.0.0"), sumdbtest.Lies{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, kept, fork := forked(t)
+			fork.AddText(unlike, sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y")))
+			fork.Lie(c.lies)
+			l.src.AnswerAs(fork)
+			l.DB = l.reopen(t, func(c *Config) { c.Direct = l.src })
+			if r, err := l.Record(t.Context(), c.m); !errors.Is(err, c.want) {
+				t.Fatalf("Record = %+v, %v, want %v", r, err, c.want)
+			}
+			if o := drain(t, l.DB); len(o) != 1 || !strings.HasPrefix(o[0], "fork") {
+				t.Fatalf("witness: %q", o)
+			}
+			wantFrozen(t, l, kept)
+		})
+	}
 }
 
 // A head that no lookup needs is checked in the background: smaller, equal and larger ones give a fork away.

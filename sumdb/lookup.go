@@ -165,6 +165,12 @@ func (db *DB) verify(ctx context.Context, m module.Version, msg []byte) (r artif
 	if err != nil {
 		return r, err
 	}
+	var at head // the committed head that r is proven against
+	defer func() {
+		if at.Tree != h.Tree {
+			db.witness(h) // whatever became of r: the head of a record that did not hold may be half of a fork
+		}
+	}()
 	if a.id >= h.N {
 		return r, fmt.Errorf("record id %d is not in the tree of %d records that it came with: %w", a.id, h.N, artifact.ErrMalformed)
 	}
@@ -172,15 +178,10 @@ func (db *DB) verify(ctx context.Context, m module.Version, msg []byte) (r artif
 	if _, _, err := r.Sums(m); err != nil {
 		return r, err
 	}
-	at, err := db.headFor(ctx, a.id, h)
-	if err != nil {
+	if at, err = db.headFor(ctx, a.id, h); err != nil {
 		return r, err
 	}
-	r, err = db.prove(ctx, at, r, true)
-	if err == nil && at.Tree != h.Tree {
-		db.witness(h)
-	}
-	return r, err
+	return db.prove(ctx, at, r, true)
 }
 
 // prove returns r with its proof against h, a committed head, checked. What a client without any state needs to do the
