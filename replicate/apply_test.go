@@ -81,6 +81,22 @@ func TestTreeHeads(t *testing.T) {
 	}
 }
 
+// A signed head of a size for which package tlog never returns ends no node: it is refused before any proof is looked at.
+func TestTreeHeadsOfAbsurdSize(t *testing.T) {
+	db := records(t, 4)
+	huge := db.Sign(tlog.Tree{N: 1<<63 - 1, Hash: tlog.Hash{1}})
+	m := newMachine(t)
+	m.apply(trustCommand{db.Key}, headCommand{Database: db.Name, Note: db.Head(4)})
+	for what, c := range map[string]command{
+		"head":     headCommand{Database: db.Name, Note: huge, Base: 4, Proof: db.Prove(4, 3)},
+		"evidence": forkCommand{artifact.Fork{Database: db.Name, A: db.Head(4), B: huge, Derived: tlog.Hash{1}, Proof: db.Prove(4, 3)}},
+	} {
+		if err := m.one(c); !errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("%s: %v, want ErrRefused", what, err)
+		}
+	}
+}
+
 // stripApplied leaves the applied index out of a dump.
 func stripApplied(dump string) string {
 	var b strings.Builder

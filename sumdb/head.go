@@ -35,9 +35,6 @@ func (db *DB) openHead(msg []byte) (head, error) {
 	if err != nil {
 		return head{}, err
 	}
-	if tree.N > maxTree {
-		return head{}, fmt.Errorf("tree head of %s has %d records: %w", db.name, tree.N, artifact.ErrRefused)
-	}
 	n, err := note.Open(msg, note.VerifierList(db.verifier))
 	if err != nil {
 		return head{}, fmt.Errorf("tree head: %v: %w", err, artifact.ErrRefused)

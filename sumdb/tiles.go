@@ -29,7 +29,7 @@ const (
 	hotTiles   = 64 << 20                       // bytes of tiles kept in memory
 	tileTemp   = ".tmp"                         // directory of files not yet renamed; no element of a database's name
 	tileWrites = 8                              // files of one batch that are written and fsynced at the same time
-	maxTree    = 1 << 52                        // records; a tree that claims more is not believed, signed or not
+	maxTree    = artifact.MaxTreeSize           // records
 	maxLevel   = (52 + tileHeight) / tileHeight // levels that a tree of maxTree records has at most
 )
 

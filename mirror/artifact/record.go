@@ -74,6 +74,9 @@ func (r Record) Check(root tlog.Hash) error {
 	if err := checkText(string(r.Text)); err != nil {
 		return fmt.Errorf("record %d of %s: %v: %w", r.ID, r.Database, err, ErrRefused)
 	}
+	if r.TreeSize > MaxTreeSize {
+		return fmt.Errorf("record %d of %s speaks about a tree of %d records: %w", r.ID, r.Database, r.TreeSize, ErrRefused)
+	}
 	if r.ID < 0 || r.ID >= r.TreeSize {
 		return fmt.Errorf("record id %d is outside of the tree of %d records of %s: %w", r.ID, r.TreeSize, r.Database, ErrRefused)
 	}

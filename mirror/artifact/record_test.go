@@ -138,6 +138,7 @@ func TestRecordCheck(t *testing.T) {
 		"id negative":       func(r *Record) { r.ID = -1 },
 		"id of another":     func(r *Record) { r.ID = 6 },
 		"tree too small":    func(r *Record) { r.TreeSize = 7 },
+		"tree too large":    func(r *Record) { r.TreeSize = 1<<63 - 1 },
 		"tree negative":     func(r *Record) { r.TreeSize = -9 },
 		"text of another":   func(r *Record) { r.Text = lines(hello, sum("g"), sum("mod")) },
 		"no text":           func(r *Record) { r.Text = nil },

@@ -10,8 +10,12 @@ import (
 // MaxTreeHead bounds a signed tree head, in bytes. Real ones have about 170.
 const MaxTreeHead = 8 << 10
 
+// MaxTreeSize bounds the records of a tree. One that claims more is not believed, signed or not: nothing will ever have so
+// many, and package tlog does not come back from the proofs of a tree of more than 1<<62.
+const MaxTreeSize = 1 << 52
+
 // OpenTreeHead returns the tree that the signed note msg (C2SP: checkpoint, c2sp.org/tlog-checkpoint) speaks about, once
-// v's signature on it is verified. An error matches [ErrRefused].
+// v's signature on it is verified. It has at most MaxTreeSize records. An error matches [ErrRefused].
 func OpenTreeHead(v note.Verifier, msg []byte) (tlog.Tree, error) {
 	if len(msg) > MaxTreeHead {
 		return tlog.Tree{}, fmt.Errorf("tree head of %d bytes is larger than %d: %w", len(msg), MaxTreeHead, ErrRefused)
@@ -23,6 +27,9 @@ func OpenTreeHead(v note.Verifier, msg []byte) (tlog.Tree, error) {
 	tree, err := tlog.ParseTree([]byte(n.Text))
 	if err != nil {
 		return tlog.Tree{}, fmt.Errorf("signed note of %s is not a tree head: %v: %w", v.Name(), err, ErrRefused)
+	}
+	if tree.N > MaxTreeSize {
+		return tlog.Tree{}, fmt.Errorf("tree head of %s has %d records, more than %d: %w", v.Name(), tree.N, int64(MaxTreeSize), ErrRefused)
 	}
 	return tree, nil
 }

@@ -61,6 +61,8 @@ func TestOpenTreeHead(t *testing.T) {
 		"other key":      sign(t, text, other),
 		"no tree head":   sign(t, "hello\n", s),
 		"negative size":  sign(t, strings.Replace(text, "\n7\n", "\n-7\n", 1), s),
+		"too many":       head(t, s, MaxTreeSize+1, tlog.Hash{}),
+		"most of all":    head(t, s, 1<<63-1, tlog.Hash{}),
 		"too long":       sign(t, text+strings.Repeat("x", MaxTreeHead)+"\n", s),
 		"text in front":  append([]byte("x\n"), good...),
 		"bytes behind":   append(bytes.Clone(good), "x\n"...),
@@ -69,6 +71,9 @@ func TestOpenTreeHead(t *testing.T) {
 		if tree, err := OpenTreeHead(v, msg); !errors.Is(err, ErrRefused) || tree != (tlog.Tree{}) {
 			t.Errorf("%s: OpenTreeHead = %v, %v, want ErrRefused", name, tree, err)
 		}
+	}
+	if tree, err := OpenTreeHead(v, head(t, s, MaxTreeSize, tlog.Hash{})); err != nil || tree.N != MaxTreeSize {
+		t.Errorf("largest: OpenTreeHead = %v, %v", tree, err)
 	}
 	for i := range good {
 		b := bytes.Clone(good)
@@ -120,6 +125,7 @@ func TestForkCheck(t *testing.T) {
 		"derived is the true":   func(f *Fork) { f.Derived = a.root(t, 4) },
 		"A larger than B":       func(f *Fork) { f.A, f.B = f.B, f.A },
 		"A before the parting":  func(f *Fork) { f.A, f.Derived, f.Proof = head(t, s, 3, a.root(t, 3)), b.root(t, 3), prove(&b, 6, 3) },
+		"B larger than any":     func(f *Fork) { f.B = head(t, s, 1<<63-1, b.root(t, 6)) },
 		"A is of an empty tree": func(f *Fork) { f.A = head(t, s, 0, tlog.Hash{}) },
 	} {
 		f := other

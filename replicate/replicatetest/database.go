@@ -91,7 +91,13 @@ func (d *Database) Tree(n int64) tlog.Tree {
 // Head returns the signed head of the first n records.
 func (d *Database) Head(n int64) []byte {
 	d.tb.Helper()
-	msg, err := note.Sign(&note.Note{Text: string(tlog.FormatTree(d.Tree(n)))}, d.signer)
+	return d.Sign(d.Tree(n))
+}
+
+// Sign returns the signed head of any tree.
+func (d *Database) Sign(t tlog.Tree) []byte {
+	d.tb.Helper()
+	msg, err := note.Sign(&note.Note{Text: string(tlog.FormatTree(t))}, d.signer)
 	if err != nil {
 		d.tb.Fatal(err)
 	}
