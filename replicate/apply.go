@@ -273,7 +273,8 @@ func (s state) applyFork(f artifact.Fork) (result, error) {
 	return result{}, s.putFork(f, a, b)
 }
 
-// putFork keeps the evidence f of two contradicting trees. What was acknowledged once does not freeze again.
+// putFork keeps the evidence f of two contradicting trees. What shows only heads of another history that were acknowledged
+// before does not freeze again, whatever committed head it is held against; a further head of that history does.
 func (s state) putFork(f artifact.Fork, a, b tlog.Tree) error {
 	if a.N == b.N && bytes.Compare(a.Hash[:], b.Hash[:]) > 0 {
 		a, b = b, a
@@ -282,6 +283,9 @@ func (s state) putFork(f artifact.Fork, a, b tlog.Tree) error {
 	key := append(headPrefix(f.Database), sum[:]...)
 	if s.bucket(bucketForks).Get(key) != nil {
 		return nil
+	}
+	if known, err := s.acknowledged(f.Database, a, b); err != nil || known {
+		return err
 	}
 	open := 0
 	if err := s.forks(f.Database, func(_ []byte, row forkRow) error {
@@ -297,6 +301,42 @@ func (s state) putFork(f artifact.Fork, a, b tlog.Tree) error {
 		return err
 	}
 	return s.bucket(bucketForks).Put(key, v)
+}
+
+// acknowledged reports whether of two contradicting trees one is committed, and the other was acknowledged before as the
+// head of another history.
+func (s state) acknowledged(db string, a, b tlog.Tree) (bool, error) {
+	other, ok, err := s.otherHistory(db, a, b)
+	if err != nil || !ok {
+		return false, err
+	}
+	v, err := s.verifier(db)
+	if err != nil {
+		return false, err
+	}
+	known := false
+	err = s.forks(db, func(_ []byte, row forkRow) error {
+		for _, msg := range [][]byte{row.A, row.B} {
+			if tree, err := artifact.OpenTreeHead(v, msg); err != nil {
+				return fmt.Errorf("evidence of a fork of %s: %w", db, err)
+			} else if row.acked && tree == other {
+				known = true
+			}
+		}
+		return nil
+	})
+	return known, err
+}
+
+// otherHistory returns the one of two contradicting trees whose head is not committed. It is not ok unless the other's is.
+func (s state) otherHistory(db string, a, b tlog.Tree) (other tlog.Tree, ok bool, err error) {
+	headA, okA, errA := s.head(db, a.N)
+	headB, okB, errB := s.head(db, b.N)
+	okA, okB = okA && headA.Tree == a, okB && headB.Tree == b
+	if other = a; okA {
+		other = b
+	}
+	return other, okA != okB, errors.Join(errA, errB)
 }
 
 func (s state) applyAckFork(db string) (result, error) {

@@ -196,6 +196,57 @@ func TestForkFreezes(t *testing.T) {
 	}
 }
 
+// What an operator has acknowledged does not freeze again when the committed head has moved on; a further head of the other
+// history does.
+func TestForkAcknowledged(t *testing.T) {
+	db := records(t, 6)
+	f := db.Fork()
+	for range 10 {
+		db.Add("left\n")
+		f.Add("right\n")
+	}
+	against := func(n int64, g *replicatetest.Database, other int64) artifact.Fork { // of our head of n and g's of other
+		ev := artifact.Fork{Database: db.Name, A: db.Head(n), B: g.Head(other)}
+		if n < other {
+			ev.Derived, ev.Proof = g.Tree(n).Hash, g.Prove(other, n)
+		}
+		if n > other {
+			ev.A, ev.B, ev.Derived, ev.Proof = ev.B, ev.A, db.Tree(other).Hash, db.Prove(n, other)
+		}
+		return ev
+	}
+	for _, tt := range []struct {
+		name   string
+		f      artifact.Fork
+		freeze bool
+	}{
+		{"the same", against(8, f, 10), false},
+		{"a smaller head of ours", against(7, f, 10), false},
+		{"a head of ours of that size", against(10, f, 10), false},
+		{"a larger head of ours", against(12, f, 10), false},
+		{"a further head of the other history", against(12, f, 11), true},
+		{"an older head of the other history", against(8, f, 7), true},
+		{"two heads that are not committed", artifact.Fork{Database: db.Name, A: f.Head(9), B: db.Head(11), Derived: db.Tree(9).Hash, Proof: db.Prove(11, 9)}, true},
+		{"the acknowledged head against one that is not committed", against(11, f, 10), true},
+	} {
+		m := newMachine(t)
+		m.apply(trustCommand{db.Key}, headCommand{Database: db.Name, Note: db.Head(8)}, forkCommand{against(8, f, 10)}, ackForkCommand{db.Name})
+		for _, n := range []int64{7, 10, 12} {
+			base, newer := int64(8), max(n, 8)
+			if n == 12 {
+				base = 10
+			}
+			if err := m.one(headCommand{Database: db.Name, Note: db.Head(n), Base: base, Proof: db.Prove(max(newer, base), min(n, base))}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.one(forkCommand{tt.f})
+		if _, err := m.catalog.Fork(t.Context(), db.Name); errors.Is(err, fs.ErrNotExist) == tt.freeze {
+			t.Errorf("%s: Fork() = %v, want frozen %v", tt.name, err, tt.freeze)
+		}
+	}
+}
+
 func TestForkWithoutProof(t *testing.T) {
 	m := newMachine(t)
 	db, other := records(t, 4), records(t, 4)
