@@ -94,7 +94,6 @@ type DB struct {
 	metrics  *metrics
 
 	flights singleflight.Group
-	fetches chan struct{} // holds one for each request to a source
 	lookups chan struct{} // holds one for each lookup
 	queue   chan head     // heads that the witness has yet to check
 
@@ -141,7 +140,6 @@ func Open(c Config) (*DB, error) {
 		Config:   c,
 		name:     v.Name(),
 		verifier: v,
-		fetches:  make(chan struct{}, maxFetches),
 		lookups:  make(chan struct{}, maxLookups),
 		queue:    make(chan head, 64),
 		heads:    newCache[string, head](headBytes),
@@ -153,10 +151,10 @@ func Open(c Config) (*DB, error) {
 	}
 	if !c.Offline {
 		for _, p := range c.Proxies {
-			db.sources = append(db.sources, &source{Source: p, proxy: true})
+			db.sources = append(db.sources, newSource(len(db.sources), p, true))
 		}
 		if c.Direct != nil {
-			db.sources = append(db.sources, &source{Source: c.Direct})
+			db.sources = append(db.sources, newSource(len(db.sources), c.Direct, false))
 		}
 	}
 	if db.metrics, err = newMetrics(c.Metrics, db.name); err != nil {

@@ -2,12 +2,15 @@ package sumdb
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -103,8 +106,8 @@ func (db *DB) ensureHead(ctx context.Context) (head, error) {
 func (db *DB) bootstrap(ctx context.Context) (head, error) {
 	v, err := db.once(ctx, "bootstrap", fetchBudget, func(ctx context.Context) (any, error) {
 		var err error
-		for s := range db.usable(ctx) {
-			h, err2 := db.latest(ctx, s)
+		for a := range ask(ctx, db, classLatest, db.latest) {
+			h, err2 := a.val, a.err
 			if err2 == nil {
 				h, err2 = db.first(ctx, h)
 			}
@@ -238,47 +241,81 @@ func (db *DB) consistent(ctx context.Context, a, b head, v *view) (tlog.TreeProo
 	return proof, nil
 }
 
-// refresh asks every source for its newest head, moves the committed one to the largest, and has the others checked: two
-// places that are shown different histories notice it here. It is joined, and asks at most every two seconds.
+// refresh asks every source for its newest head, moves the committed one to the largest that can be proven, and has the
+// others checked: two places that are shown different histories notice it here. It is joined, and asks at most every two
+// seconds.
 func (db *DB) refresh(ctx context.Context) error {
-	_, err := db.once(ctx, "refresh", fetchBudget, func(ctx context.Context) (any, error) {
+	_, err := db.once(ctx, "refresh", latestBudget+fetchBudget, func(ctx context.Context) (any, error) {
 		if err := db.frozen(ctx); err != nil {
 			return nil, err
 		}
-		var largest head
-		var err error
-		for s := range db.usable(ctx) {
-			h, err2 := db.latest(ctx, s)
-			if err2 != nil {
-				err = worse(err, absence(err2))
-				continue
+		heads, err := db.latests(ctx)
+		moved := false
+		for i, h := range heads {
+			if !moved {
+				if err2 := db.advanceOne(ctx, h, len(heads)-i); errors.Is(err2, errFrozen) {
+					return nil, err2
+				} else if err2 != nil {
+					err = worse(err, err2)
+					continue
+				}
+				db.noteRollback(ctx, h)
+				moved = true
 			}
-			small := h
-			if h.N > largest.N {
-				largest, small = h, largest
-			}
-			if small.N > 0 {
-				db.witness(small)
-			}
+			db.witness(h) // also the first one: it may be no larger than what is committed, and was not looked at then
 		}
-		if largest.N == 0 {
-			if err == nil {
-				err = fmt.Errorf("no source for the tree head of %s: %w", db.name, artifact.ErrUnavailable)
-			}
+		if !moved && err == nil {
+			err = fmt.Errorf("no source for the tree head of %s: %w", db.name, artifact.ErrUnavailable)
+		}
+		if !moved {
 			return nil, err
 		}
-		if err := db.advance(ctx, largest); err != nil {
-			return nil, err
-		}
-		if now, err := db.committed(ctx); err == nil && largest.N < now.N {
-			db.metrics.rollbacks.Inc()
-			db.Log.Debug("sources have an older tree head", "size", largest.N, "committed", now.N)
-		}
-		db.witness(largest)
 		db.checked.Store(time.Now().UnixNano())
 		return nil, nil
 	})
 	return err
+}
+
+// latests asks all sources at the same time for their newest heads, and returns them, the largest first. One that hangs
+// has no say after latestBudget. The error says why one of them had no head.
+func (db *DB) latests(ctx context.Context) (heads []head, err error) {
+	ctx, cancel := context.WithTimeout(ctx, latestBudget)
+	defer cancel()
+	results := make([]result[head], len(db.sources))
+	var wg sync.WaitGroup
+	for i, s := range db.sources {
+		wg.Go(func() { results[i] = askOne(ctx, db, s, db.latest) })
+	}
+	wg.Wait()
+	for _, r := range results {
+		switch {
+		case r.mute, r.err == nil && r.val.N == 0: // says nothing
+		case r.err == nil:
+			heads = append(heads, r.val)
+		case errors.Is(r.err, context.DeadlineExceeded) && ctx.Err() != nil:
+			r.source.hang(classLatest, latestBudget)
+			fallthrough
+		default:
+			err = worse(err, absence(r.err))
+		}
+	}
+	slices.SortStableFunc(heads, func(a, b head) int { return cmp.Compare(b.N, a.N) })
+	return heads, err
+}
+
+// advanceOne is advance for the first of n heads, in its share of the time.
+func (db *DB) advanceOne(ctx context.Context, h head, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, share(ctx, fetchBudget, n))
+	defer cancel()
+	return db.advance(ctx, h)
+}
+
+// noteRollback counts it if h, the largest head that the sources have, is older than the committed one.
+func (db *DB) noteRollback(ctx context.Context, h head) {
+	if now, err := db.committed(ctx); err == nil && h.N < now.N {
+		db.metrics.rollbacks.Inc()
+		db.Log.Debug("sources have an older tree head", "size", h.N, "committed", now.N)
+	}
 }
 
 // refreshed is refresh, but believes a recent one.

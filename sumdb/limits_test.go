@@ -80,8 +80,8 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		if n := slow.most.Load(); n > maxFetches {
 			t.Errorf("%d requests at once, want %d", n, maxFetches)
 		}
-		if len(db.fetches) != 0 || len(db.lookups) != 0 {
-			t.Errorf("%d and %d places not given back", len(db.fetches), len(db.lookups))
+		if len(db.sources[0].fetches) != 0 || len(db.lookups) != 0 {
+			t.Errorf("%d and %d places not given back", len(db.sources[0].fetches), len(db.lookups))
 		}
 	})
 }

@@ -92,27 +92,26 @@ func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, 
 	if err != nil {
 		return r, fmt.Errorf("%v: %w", err, artifact.ErrPolicy)
 	}
-	left := len(db.sources) // how many sources share what is left of the budget
-	for s := range db.usable(ctx) {
-		r, err2 := db.lookupAt(ctx, s, m, "/lookup/"+esc, max(left, 1))
-		left--
+	for a := range ask(ctx, db, classLookup, func(ctx context.Context, s *source) (artifact.Record, error) {
+		return db.lookupAt(ctx, s, m, "/lookup/"+esc)
+	}) {
 		switch {
-		case err2 == nil:
-			db.verified.put(m, r, recordCost(r))
-			return r, nil
-		case errors.Is(err2, fs.ErrNotExist) && noGood(err):
+		case a.err == nil:
+			db.verified.put(m, a.val, recordCost(a.val))
+			return a.val, nil
+		case errors.Is(a.err, fs.ErrNotExist) && noGood(err):
 			return r, err
-		case errors.Is(err2, fs.ErrNotExist):
+		case errors.Is(a.err, fs.ErrNotExist):
 			db.absent.put(m, time.Now(), 0)
-			return r, err2
-		case errors.Is(err2, errFrozen):
-			return r, err2
+			return r, a.err
+		case errors.Is(a.err, errFrozen):
+			return r, a.err
 		}
-		if noGood(err2) {
+		if noGood(a.err) {
 			db.metrics.badRecords.Inc()
-			db.Log.Warn("lookup answer is no good", "module", m.Path, "version", m.Version, "source", s.String(), "err", err2)
+			db.Log.Warn("lookup answer is no good", "module", m.Path, "version", m.Version, "source", a.source.String(), "err", a.err)
 		}
-		err = worse(err, err2)
+		err = worse(err, a.err)
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -128,13 +127,8 @@ func noGood(err error) bool {
 	return errors.Is(err, artifact.ErrRefused) || errors.Is(err, artifact.ErrMalformed)
 }
 
-// lookupAt asks s for m and verifies the answer. If others are left to ask, s gets its share of the time only.
-func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path string, share int) (r artifact.Record, err error) {
-	if deadline, ok := ctx.Deadline(); ok && share > 1 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(share))
-		defer cancel()
-	}
+// lookupAt asks s for m and verifies the answer.
+func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path string) (r artifact.Record, err error) {
 	msg, err := db.get(ctx, s, path, maxLookup)
 	if err != nil {
 		return r, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,7 +81,7 @@ func (m *metrics) unregister() {
 }
 
 func (m *metrics) fetched(path string, err error, d time.Duration) {
-	class, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	class := string(classOf(path))
 	m.requests.WithLabelValues(class, outcome(err)).Inc()
 	m.seconds.WithLabelValues(class).Observe(d.Seconds())
 }

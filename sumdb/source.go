@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -32,67 +31,92 @@ const (
 	maxLookup = 1 << 20 // bytes of a lookup response
 
 	supportedBudget = 10 * time.Second // for /supported
+	latestBudget    = 10 * time.Second // for /latest, if all sources are asked
 	fetchBudget     = 30 * time.Second // for a tile, or /latest
 
 	supportedFor   = time.Minute     // how long an answer to /supported is believed
 	unsupportedFor = 5 * time.Second // how long no answer to /supported is
 	failingFor     = 2 * time.Second // how long a source that did not answer is asked after the others
+	hangingFor     = time.Minute     // how long one is that said nothing until patience ended
 
-	maxFetches = 64 // requests to sources at the same time
+	maxFetches = 64 // requests to one source at the same time
 )
 
 // source is a Source and what is known of it.
 type source struct {
 	Source
-	proxy bool // asked for /supported before anything else
+	id      int           // tells apart two of the same name
+	proxy   bool          // asked for /supported before anything else
+	fetches chan struct{} // holds one for each request to it, so that one that hangs takes no place from the others
 
 	mu        sync.Mutex
-	usable    bool      // guarded by mu; holds until then
-	until     time.Time // guarded by mu
-	lastErr   error     // guarded by mu
-	lastErrAt time.Time // guarded by mu
+	usable    bool                // guarded by mu; holds until then
+	until     time.Time           // guarded by mu
+	late      map[class]time.Time // guarded by mu; until then it is asked after the others; none: it answers
+	lastErr   error               // guarded by mu
+	lastErrAt time.Time           // guarded by mu
 }
 
-// failing reports whether s did not answer a moment ago, so that asking it is likely to cost time. One whose answer did
+// newSource returns what is known of src before it was ever asked.
+func newSource(id int, src Source, proxy bool) *source {
+	return &source{Source: src, id: id, proxy: proxy, fetches: make(chan struct{}, maxFetches), late: make(map[class]time.Time)}
+}
+
+// failing reports whether s did not answer a request of class c lately, so that asking it is likely to cost time. When it may be tried again,
+// one caller is told so; the others go on leaving it for last until it is known what came of that. One whose answer did
 // not hold keeps its place: else the next lookup would end with another source's "not found", as if no check had failed.
-func (s *source) failing(now time.Time) bool {
+func (s *source) failing(c class, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !noGood(s.lastErr) && s.lastErr != nil && now.Sub(s.lastErrAt) < failingFor
+	late, known := s.late[c]
+	if !known || now.Before(late) {
+		return known
+	}
+	s.late[c] = now.Add(c.patience())
+	return false
 }
 
-// blame remembers why s was of no use, for the status page and for the order in which sources are asked.
+// blame remembers why s was of no use, for the status page.
 func (s *source) blame(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastErr, s.lastErrAt = err, time.Now()
 }
 
-// sources returns the sources that may be asked, best first. Whether a proxy speaks for the database is found out only
-// when its turn comes. Those that failed a moment ago come last.
-func (db *DB) usable(ctx context.Context) iter.Seq[*source] {
-	return func(yield func(*source) bool) {
-		now := time.Now()
-		order := slices.Clone(db.sources)
-		slices.SortStableFunc(order, func(a, b *source) int {
-			return order01(a.failing(now)) - order01(b.failing(now))
-		})
-		for _, s := range order {
-			if ctx.Err() != nil {
-				return
-			}
-			if db.supported(ctx, s) && !yield(s) {
-				return
-			}
-		}
+// hang remembers that a request of class c has no answer yet after d.
+func (s *source) hang(c class, d time.Duration) {
+	s.delay(c, fmt.Errorf("%s: no answer for %v: %w", s, d, context.DeadlineExceeded), hangingFor)
+}
+
+// delay is blame for a request of class c that got no answer. The others are asked before s for d at least.
+func (s *source) delay(c class, err error, d time.Duration) {
+	s.blame(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if until := time.Now().Add(d); until.After(s.late[c]) {
+		s.late[c] = until
 	}
 }
 
-func order01(late bool) int {
-	if late {
-		return 1
+// answered remembers that s answers requests of class c.
+func (s *source) answered(c class) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.late, c)
+}
+
+// order returns the sources, best first for a request of class c: those that failed lately come last.
+func (db *DB) order(c class) []*source {
+	now := time.Now()
+	var order, failing []*source
+	for _, s := range db.sources {
+		if s.failing(c, now) {
+			failing = append(failing, s)
+		} else {
+			order = append(order, s)
+		}
 	}
-	return 0
+	return append(order, failing...)
 }
 
 // supported reports whether s speaks for the database. The answer is remembered for a minute at most: a proxy that
@@ -107,7 +131,7 @@ func (db *DB) supported(ctx context.Context, s *source) bool {
 	if known {
 		return usable
 	}
-	_, err := db.once(ctx, "supported "+s.String(), supportedBudget, func(ctx context.Context) (any, error) {
+	_, err := db.once(ctx, fmt.Sprintf("supported %d %s", s.id, s), supportedBudget, func(ctx context.Context) (any, error) {
 		_, err := db.get(ctx, s, "/supported", maxLookup)
 		keep := supportedFor
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -123,7 +147,7 @@ func (db *DB) supported(ctx context.Context, s *source) bool {
 
 // fetch is get for what many may want at the same time: equal requests are one, and it goes on when a caller goes away.
 func (db *DB) fetch(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
-	b, err := db.once(ctx, fmt.Sprintf("get %s %s %d", s, path, limit), fetchBudget, func(ctx context.Context) (any, error) {
+	b, err := db.once(ctx, fmt.Sprintf("get %d %s %s %d", s.id, s, path, limit), fetchBudget, func(ctx context.Context) (any, error) {
 		return db.get(ctx, s, path, limit)
 	})
 	if err != nil {
@@ -136,8 +160,8 @@ func (db *DB) fetch(ctx context.Context, s *source, path string, limit int64) ([
 // says of it, or is that of ctx. It names s, which an error of [Source.Get] does by itself.
 func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
 	select {
-	case db.fetches <- struct{}{}:
-		defer func() { <-db.fetches }()
+	case s.fetches <- struct{}{}:
+		defer func() { <-s.fetches }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -147,16 +171,28 @@ func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]b
 		err = fmt.Errorf("%s: %s of more than %d bytes: %w", s, path, limit, artifact.ErrMalformed)
 	}
 	db.metrics.fetched(path, err, time.Since(start))
-	if err == nil {
-		return b, nil
-	}
-	if !classified(err) {
+	if err != nil && !classified(err) {
 		err = fmt.Errorf("%w: %w", err, artifact.ErrUnavailable)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		s.blame(err)
+	s.note(ctx, classOf(path), err)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	return b, nil
+}
+
+// note remembers what came of a request of class c. That whoever asked went away says nothing of s.
+func (s *source) note(ctx context.Context, c class, err error) {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+		s.answered(c)
+	case noGood(err):
+		s.answered(c)
+		s.blame(err)
+	default:
+		s.delay(c, err, failingFor)
+	}
 }
 
 // classified reports whether err says by itself what to make of it.

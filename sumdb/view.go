@@ -50,8 +50,12 @@ func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	if !v.online || len(v.db.sources) == 0 {
 		return nil, fmt.Errorf("tiles held of the tree of %d records of %s do not lead to its root: %w: %w", v.tree.N, v.db.name, artifact.ErrDamaged, artifact.ErrUnavailable)
 	}
-	for s := range v.db.usable(v.ctx) {
-		hashes, err2 := v.read(indexes, s)
+	order := v.db.order(classTile)
+	for i, s := range order {
+		if v.ctx.Err() != nil || !v.db.supported(v.ctx, s) {
+			continue
+		}
+		hashes, err2 := v.readAt(indexes, s, len(order)-i)
 		if err2 == nil {
 			return hashes, nil
 		}
@@ -63,6 +67,15 @@ func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 		}
 	}
 	return nil, err
+}
+
+// readAt is read from the first of n sources alone, in its share of the time.
+func (v *view) readAt(indexes []int64, s *source, n int) ([]tlog.Hash, error) {
+	one := *v
+	ctx, cancel := context.WithTimeout(v.ctx, share(v.ctx, fetchBudget, n))
+	defer cancel()
+	one.ctx = ctx
+	return one.read(indexes, s)
 }
 
 // read is one attempt of ReadHashes: from wherever, or from the source only alone.
@@ -167,12 +180,11 @@ func (db *DB) fetchTile(ctx context.Context, t tlog.Tile, only *source) ([]byte,
 		return b, absence(err)
 	}
 	var err error
-	for s := range db.usable(ctx) {
-		b, err2 := db.tileAt(ctx, s, t)
-		if err2 == nil {
-			return b, nil
+	for a := range ask(ctx, db, classTile, func(ctx context.Context, s *source) ([]byte, error) { return db.tileAt(ctx, s, t) }) {
+		if a.err == nil {
+			return a.val, nil
 		}
-		err = worse(err, err2)
+		err = worse(err, a.err)
 	}
 	if err == nil {
 		err = ctx.Err()

@@ -17,15 +17,16 @@ import (
 
 // Lies says how a Database misbehaves. The zero value is honest.
 type Lies struct {
-	Down         bool  // every request fails with an error, over HTTP with 503
-	Unsupported  bool  // /supported is 404
-	NoLatest     bool  // /latest is 404
-	Missing      bool  // every lookup is 404, as just after a version was published
-	FrozenAt     int64 // if not 0: /latest is the tree of this many records
-	RollBack     int64 // if not 0: the database behaves as if it had only this many records
-	WrongKey     bool  // heads are signed by another key of the same name
-	TilesDown    bool  // tiles fail like Down
-	TilesMissing bool  // tiles are 404
+	Down         bool   // every request fails with an error, over HTTP with 503
+	Unsupported  bool   // /supported is 404
+	NoLatest     bool   // /latest is 404
+	Missing      bool   // every lookup is 404, as just after a version was published
+	FrozenAt     int64  // if not 0: /latest is the tree of this many records
+	RollBack     int64  // if not 0: the database behaves as if it had only this many records
+	WrongKey     bool   // heads are signed by another key of the same name
+	Silent       string // if not "": requests of this class ("latest", "lookup", "tile") wait until their context is done
+	TilesDown    bool   // tiles fail like Down
+	TilesMissing bool   // tiles are 404
 
 	Records map[module.Version]string // lookups of these have this text, which is not in the tree
 	IDs     map[module.Version]string // lookups of these have this instead of an id
@@ -130,7 +131,12 @@ func (d *Database) answer(ctx context.Context, path string) ([]byte, error) {
 	d.mu.Lock()
 	d.counts[class]++
 	release, as := d.release, d.as
+	silent := d.lies.Silent == class && class != ""
 	d.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if release != nil {
 		select {
 		case <-release:
