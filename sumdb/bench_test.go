@@ -66,7 +66,7 @@ func BenchmarkVerifyRecord(b *testing.B) {
 	msg, _ := realLookup(b, realModules[6])
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := l.verify(b.Context(), realModules[6], msg); err != nil {
+		if _, err := l.verify(b.Context(), "test", realModules[6], msg); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -35,7 +35,8 @@ type Catalog interface {
 	// the head or the proof is bad, and [artifact.ErrUnavailable] after a fork or without a quorum.
 	CommitTreeHead(ctx context.Context, db string, note []byte, base int64, proof tlog.TreeProof) error
 
-	// CommitFork commits the evidence of a fork, and with it freezes the database. The first evidence stays.
+	// CommitFork commits the evidence of a fork, and with it freezes the database. The first evidence stays. Evidence of
+	// a committed head and one that was acknowledged before is taken and freezes nothing.
 	CommitFork(ctx context.Context, f artifact.Fork) error
 
 	// Fork returns the evidence that froze db. An error matches [fs.ErrNotExist] unless it is frozen.
@@ -102,6 +103,7 @@ type DB struct {
 	absent   *cache[module.Version, time.Time]       // when a source said 404
 	composed *cache[module.Version, composed]        // what lookups are answered with
 	seen     *cache[tlog.Tree, bool]                 // heads that the witness checked
+	others   *cache[tlog.Tree, bool]                 // heads of another history that an operator has acknowledged
 	ready    *cache[[2]int64, bool]                  // sizes of anchor and newest head: the anchor's edge is held
 	unsaved  atomic.Pointer[artifact.Fork]           // evidence that is not committed yet
 	checked  atomic.Int64                            // when a source last confirmed the head, Unix nanoseconds; 0: never
@@ -147,6 +149,7 @@ func Open(c Config) (*DB, error) {
 		absent:   newCache[module.Version, time.Time](absentBytes),
 		composed: newCache[module.Version, composed](composedBytes),
 		seen:     newCache[tlog.Tree, bool](witnessBytes),
+		others:   newCache[tlog.Tree, bool](witnessBytes),
 		ready:    newCache[[2]int64, bool](anchorBytes),
 	}
 	if !c.Offline {

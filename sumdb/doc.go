@@ -30,7 +30,8 @@
 //   - A tile is stored only once it is authenticated against a head that is consistent with the committed one. A bad
 //     tile is a reason to ask another source, and never the proof of a fork.
 //   - The head moves only by a checked consistency proof. Two validly signed heads that contradict each other are a fork:
-//     the evidence is committed, what is new is refused, what is held stays served.
+//     the evidence is committed, what is new is refused, what is held stays served, until an operator acknowledges it. A
+//     source that shows the acknowledged head after that is passed over; a further head of that history is a new fork.
 //   - Nothing is remembered from an error. A 404 is believed for two seconds.
 //   - Every answer of a source, every wait, queue, cache and number of goroutines is bounded. A client that goes away
 //     does not end a lookup that others wait for.

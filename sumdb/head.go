@@ -23,6 +23,7 @@ import (
 type head struct {
 	tlog.Tree
 	note []byte // as we serve it: the signed text and the verified signature, nothing else
+	from string // the source that showed it; empty if it was read from the catalog
 }
 
 // advances bounds how often a compare-and-set of the head is tried again.
@@ -166,6 +167,7 @@ func (db *DB) latest(ctx context.Context, s *source) (head, error) {
 		err = fmt.Errorf("%s: %w", s, err)
 		s.blame(err)
 	}
+	h.from = s.String()
 	return h, err
 }
 
@@ -212,14 +214,21 @@ func (db *DB) advance(ctx context.Context, h head) error {
 	return fmt.Errorf("tree head of %s moves too fast: %w", db.name, artifact.ErrUnavailable)
 }
 
-// consistent proves that the tree of a is a prefix of the tree of b, which is not smaller; v is a view of b's tree. If it
-// is not, that is a fork, and the evidence is committed. An error of any other kind proves nothing.
-func (db *DB) consistent(ctx context.Context, a, b head, v *view) (tlog.TreeProof, error) {
+// consistent proves that the smaller of the trees of now, a committed head, and of h is a prefix of the other one, of which
+// v is a view. If it is not, that is a fork, and the evidence is committed. An error of any other kind proves nothing.
+func (db *DB) consistent(ctx context.Context, now, h head, v *view) (tlog.TreeProof, error) {
+	if _, ok := db.others.get(h.Tree); ok {
+		return nil, otherHistory(db.name, h)
+	}
+	a, b := now, h
+	if h.N < now.N {
+		a, b = h, now
+	}
 	if a.N == b.N {
 		if a.Hash == b.Hash {
 			return nil, nil
 		}
-		return nil, db.fork(ctx, artifact.Fork{Database: db.name, A: a.note, B: b.note})
+		return nil, db.fork(ctx, h, artifact.Fork{Database: db.name, A: a.note, B: b.note})
 	}
 	if a.N == 0 {
 		return nil, nil
@@ -236,7 +245,7 @@ func (db *DB) consistent(ctx context.Context, a, b head, v *view) (tlog.TreeProo
 		return nil, fmt.Errorf("consistency of %d and %d records of %s: %v: %w", a.N, b.N, db.name, err, artifact.ErrRefused)
 	}
 	if derived != a.Hash {
-		return nil, db.fork(ctx, artifact.Fork{Database: db.name, A: a.note, B: b.note, Derived: derived, Proof: proof})
+		return nil, db.fork(ctx, h, artifact.Fork{Database: db.name, A: a.note, B: b.note, Derived: derived, Proof: proof})
 	}
 	return proof, nil
 }
@@ -251,18 +260,18 @@ func (db *DB) refresh(ctx context.Context) error {
 		}
 		heads, err := db.latests(ctx)
 		moved := false
-		for i, h := range heads {
+		for i, r := range heads {
 			if !moved {
-				if err2 := db.advanceOne(ctx, h, len(heads)-i); errors.Is(err2, errFrozen) {
+				if err2 := db.advanceOne(ctx, r, len(heads)-i); errors.Is(err2, errFrozen) {
 					return nil, err2
 				} else if err2 != nil {
 					err = worse(err, err2)
 					continue
 				}
-				db.noteRollback(ctx, h)
+				db.noteRollback(ctx, r.val)
 				moved = true
 			}
-			db.witness(h) // also the first one: it may be no larger than what is committed, and was not looked at then
+			db.witness(r.val) // also the first one: it may be no larger than what is committed, and was not looked at then
 		}
 		if !moved && err == nil {
 			err = fmt.Errorf("no source for the tree head of %s: %w", db.name, artifact.ErrUnavailable)
@@ -278,7 +287,7 @@ func (db *DB) refresh(ctx context.Context) error {
 
 // latests asks all sources at the same time for their newest heads, and returns them, the largest first. One that hangs
 // has no say after latestBudget. The error says why one of them had no head.
-func (db *DB) latests(ctx context.Context) (heads []head, err error) {
+func (db *DB) latests(ctx context.Context) (heads []result[head], err error) {
 	ctx, cancel := context.WithTimeout(ctx, latestBudget)
 	defer cancel()
 	results := make([]result[head], len(db.sources))
@@ -291,7 +300,7 @@ func (db *DB) latests(ctx context.Context) (heads []head, err error) {
 		switch {
 		case r.mute, r.err == nil && r.val.N == 0: // says nothing
 		case r.err == nil:
-			heads = append(heads, r.val)
+			heads = append(heads, r)
 		case errors.Is(r.err, context.DeadlineExceeded) && ctx.Err() != nil:
 			r.source.hang(classLatest, latestBudget)
 			fallthrough
@@ -299,15 +308,20 @@ func (db *DB) latests(ctx context.Context) (heads []head, err error) {
 			err = worse(err, absence(r.err))
 		}
 	}
-	slices.SortStableFunc(heads, func(a, b head) int { return cmp.Compare(b.N, a.N) })
+	slices.SortStableFunc(heads, func(a, b result[head]) int { return cmp.Compare(b.val.N, a.val.N) })
 	return heads, err
 }
 
-// advanceOne is advance for the first of n heads, in its share of the time.
-func (db *DB) advanceOne(ctx context.Context, h head, n int) error {
+// advanceOne is advance for the first of n heads, in its share of the time. A source whose head is no good is blamed.
+func (db *DB) advanceOne(ctx context.Context, r result[head], n int) error {
 	ctx, cancel := context.WithTimeout(ctx, share(ctx, fetchBudget, n))
 	defer cancel()
-	return db.advance(ctx, h)
+	err := db.advance(ctx, r.val)
+	if noGood(err) {
+		db.Log.Warn("tree head is no good", "source", r.source.String(), "size", r.val.N, "err", err)
+		r.source.blame(err)
+	}
+	return err
 }
 
 // noteRollback counts it if h, the largest head that the sources have, is older than the committed one.

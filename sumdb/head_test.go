@@ -316,6 +316,71 @@ func TestForkByRefresh(t *testing.T) {
 	wantFrozen(t, l, kept)
 }
 
+// named is a source with a name of its own.
+type named struct {
+	Source
+	name string
+}
+
+func (n named) String() string { return n.name }
+
+// After an operator has acknowledged a fork, the source that shows the other history is refused like any that lies, and the
+// others have the answers; also after a restart. If it goes on with that history, that is a new lie.
+func TestForkAcknowledged(t *testing.T) {
+	l, kept, fork := forked(t)
+	fresh := mv("example.com/fresh@v1.0.0")
+	add(fork, fresh)
+	var log lockedBuffer
+	both := func(c *Config) {
+		c.Proxies, c.Direct, c.Log = []Source{named{fork, "liar"}}, l.src, slog.New(slog.NewTextHandler(&log, nil))
+	}
+	l.DB = l.reopen(t, both)
+	if r, err := l.Record(t.Context(), fresh); !errors.Is(err, errFrozen) {
+		t.Fatalf("Record = %+v, %v", r, err)
+	}
+	if !strings.Contains(log.String(), `msg="checksum database forked" database=sum.example.com source=liar`) {
+		t.Errorf("log: %s", log.String())
+	}
+	wantFrozen(t, l, kept) // adds fresh to the true history
+	drain(t, l.DB)
+	l.cat.AckFork(l.name)
+	for _, when := range []string{"acknowledged", "restarted"} {
+		if when == "restarted" {
+			l.refresh(t.Context()) // Run begins with that
+		}
+		want(t, l.DB, fresh)
+		for range 3 { // the first of them makes the next head that the other one is held against
+			l.src.Grow(10)
+			if err := l.refresh(t.Context()); err != nil {
+				t.Errorf("%s: refresh: %v", when, err)
+			}
+			if h, err := l.committed(t.Context()); err != nil || h.N != l.src.Size() {
+				t.Errorf("%s: head of %d records, %v, want %d", when, h.N, err, l.src.Size())
+			}
+			fresh = mv(fmt.Sprintf("example.com/fresh%d@v1.0.0", l.src.Size()))
+			l.add(fresh)
+			want(t, l.DB, fresh)
+		}
+		for _, o := range drain(t, l.DB) {
+			if o != "consistent" && o != "anchor" {
+				t.Errorf("%s: witness: %s", when, o)
+			}
+		}
+		if s, err := l.Status(t.Context()); err != nil || s.Forked || s.Sources[0].LastError == nil || !strings.Contains(s.Sources[0].LastError.Error(), "liar shows") {
+			t.Errorf("%s: Status = %+v, %v", when, s, err)
+		}
+		if n := testutil.ToFloat64(l.metrics.forks); when == "restarted" && n != 0 {
+			t.Errorf("%v forks after the restart", n)
+		}
+		l.DB = l.reopen(t, both)
+	}
+	fork.Grow(1)
+	l.refresh(t.Context())
+	if _, err := l.Record(t.Context(), mv("example.com/any@v1.0.0")); !errors.Is(err, errFrozen) {
+		t.Errorf("Record with a further head of the other history: %v", err)
+	}
+}
+
 // Heads of another history without tiles to prove it, and tiles of another history under our heads, are no fork.
 func TestBadTilesAreNoFork(t *testing.T) {
 	l, _, fork := forked(t)

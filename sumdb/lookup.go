@@ -130,10 +130,13 @@ func noGood(err error) bool {
 // lookupAt asks s for m and verifies the answer.
 func (db *DB) lookupAt(ctx context.Context, s *source, m module.Version, path string) (r artifact.Record, err error) {
 	msg, err := db.get(ctx, s, path, maxLookup)
+	if err != nil && s.isShunned() {
+		return r, absence(err)
+	}
 	if err != nil {
 		return r, err
 	}
-	r, err = db.verify(ctx, m, msg)
+	r, err = db.verify(ctx, s.String(), m, msg)
 	if noGood(err) {
 		err = fmt.Errorf("answer of %s: %w", s, err) // what did not hold may be a tile of another source
 		s.blame(err)
@@ -149,8 +152,8 @@ func absence(err error) error {
 	return err
 }
 
-// verify checks msg, a lookup response for m, and returns its record with a proof against a committed head.
-func (db *DB) verify(ctx context.Context, m module.Version, msg []byte) (r artifact.Record, err error) {
+// verify checks msg, a lookup response for m from a source, and returns its record with a proof against a committed head.
+func (db *DB) verify(ctx context.Context, from string, m module.Version, msg []byte) (r artifact.Record, err error) {
 	a, err := parseLookup(msg)
 	if err != nil {
 		return r, err
@@ -159,6 +162,7 @@ func (db *DB) verify(ctx context.Context, m module.Version, msg []byte) (r artif
 	if err != nil {
 		return r, err
 	}
+	h.from = from
 	var at head // the committed head that r is proven against
 	defer func() {
 		if at.Tree != h.Tree {

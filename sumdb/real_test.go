@@ -204,7 +204,7 @@ func TestFlipEveryByteOfLookup(t *testing.T) {
 	l, _ := newReal(t)
 	m := realModules[1]
 	msg, _ := realLookup(t, m)
-	want, err := l.verify(t.Context(), m, msg)
+	want, err := l.verify(t.Context(), "test", m, msg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestFlipEveryByteOfLookup(t *testing.T) {
 		for _, mask := range []byte{0x01, 0x20, 0x80} {
 			bad := bytes.Clone(msg)
 			bad[i] ^= mask
-			r, err := l.verify(t.Context(), m, bad)
+			r, err := l.verify(t.Context(), "test", m, bad)
 			switch {
 			case err == nil && !sameRecord(r, want):
 				t.Fatalf("byte %d ^ %#x: other record %+v", i, mask, r)

@@ -53,6 +53,7 @@ type source struct {
 	usable    bool                // guarded by mu; holds until then
 	until     time.Time           // guarded by mu
 	late      map[class]time.Time // guarded by mu; until then it is asked after the others; none: it answers
+	shunned   bool                // guarded by mu; it showed another history that is known: asked last, and its 404 is no answer
 	lastErr   error               // guarded by mu
 	lastErrAt time.Time           // guarded by mu
 }
@@ -80,6 +81,7 @@ func (s *source) failing(c class, now time.Time) bool {
 func (s *source) blame(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.shunned = s.shunned || errors.Is(err, errOtherHistory)
 	s.lastErr, s.lastErrAt = err, time.Now()
 }
 
@@ -105,12 +107,18 @@ func (s *source) answered(c class) {
 	delete(s.late, c)
 }
 
+func (s *source) isShunned() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shunned
+}
+
 // order returns the sources, best first for a request of class c: those that failed lately come last.
 func (db *DB) order(c class) []*source {
 	now := time.Now()
 	var order, failing []*source
 	for _, s := range db.sources {
-		if s.failing(c, now) {
+		if s.failing(c, now) || s.isShunned() {
 			failing = append(failing, s)
 		} else {
 			order = append(order, s)

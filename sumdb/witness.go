@@ -1,6 +1,7 @@
 package sumdb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,9 @@ const (
 
 // errFrozen is matched by every error of a database that is frozen by a fork.
 var errFrozen = fmt.Errorf("frozen by a fork: %w", artifact.ErrUnavailable)
+
+// errOtherHistory is matched by every error about a head that contradicts ours, as an operator knows.
+var errOtherHistory = fmt.Errorf("which an operator has acknowledged: %w", artifact.ErrRefused)
 
 // Run works in the background until ctx is done: it gets the first head, asks for a newer one every HeadInterval, and
 // checks all other heads that were met for consistency with the committed one. It returns nil then.
@@ -68,7 +72,7 @@ func jitter(d time.Duration) time.Duration {
 
 // witness has h, a validly signed head that was met and is not committed, checked in the background. It never waits.
 func (db *DB) witness(h head) {
-	if _, ok := db.seen.get(h.Tree); ok || h.N == 0 {
+	if h.N == 0 || db.judged(h) {
 		return
 	}
 	select {
@@ -78,6 +82,13 @@ func (db *DB) witness(h head) {
 	}
 }
 
+// judged reports whether it is known already what to make of h.
+func (db *DB) judged(h head) bool {
+	_, ours := db.seen.get(h.Tree)
+	_, other := db.others.get(h.Tree)
+	return ours || other
+}
+
 // watch checks the heads that witness queued.
 func (db *DB) watch(ctx context.Context) {
 	for {
@@ -85,7 +96,7 @@ func (db *DB) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case h := <-db.queue:
-			if _, ok := db.seen.get(h.Tree); ok {
+			if db.judged(h) {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(ctx, fetchBudget)
@@ -99,7 +110,7 @@ func (db *DB) watch(ctx context.Context) {
 			if err == nil {
 				db.seen.put(h.Tree, true, 0)
 			} else if !errors.Is(err, errFrozen) {
-				db.Log.Warn("tree head not checked", "size", h.N, "err", err)
+				db.Log.Warn("tree head not checked", "source", h.from, "size", h.N, "err", err)
 			}
 		}
 	}
@@ -120,7 +131,7 @@ func (db *DB) check(ctx context.Context, h head) (outcome string, err error) {
 		}
 		return "consistent", nil
 	}
-	proof, err := db.consistent(ctx, h, now, &view{db: db, ctx: ctx, tree: now.Tree, online: true})
+	proof, err := db.consistent(ctx, now, h, &view{db: db, ctx: ctx, tree: now.Tree, online: true})
 	if err != nil {
 		return outcomeOf(err), err
 	}
@@ -200,18 +211,33 @@ func (db *DB) frozen(ctx context.Context) error {
 }
 
 func frozenBy(f artifact.Fork) error {
-	return fmt.Errorf("%s signed two histories that contradict each other; nothing new is verified until an operator has run 'modmirror sumdb ack-fork': %w", f.Database, errFrozen)
+	return fmt.Errorf("%s signed two histories that contradict each other; nothing new is verified until an operator has removed the source that shows the wrong one and run 'modmirror sumdb ack-fork': %w", f.Database, errFrozen)
 }
 
-// fork commits the evidence f and returns an error that matches errFrozen. Evidence that proves nothing is refused.
-func (db *DB) fork(ctx context.Context, f artifact.Fork) error {
+// otherHistory returns why h is of no use, a head that an operator has acknowledged as one of another history. A source
+// that shows it is refused like any that lies, and from then on it cannot say that a version does not exist.
+func otherHistory(name string, h head) error {
+	return fmt.Errorf("%s shows a tree head of %d records of the other history of %s, %w; remove that source", cmp.Or(h.from, "a source"), h.N, name, errOtherHistory)
+}
+
+// fork commits the evidence f, of which h is the head that is not ours, and returns an error that matches errFrozen.
+// Evidence that proves nothing is refused, and so is h if an operator has seen and acknowledged it. That is only known once
+// f is offered: the catalog decides.
+func (db *DB) fork(ctx context.Context, h head, f artifact.Fork) error {
 	if err := f.Check(db.verifier); err != nil {
 		return err
 	}
+	uncommitted := db.Catalog.CommitFork(ctx, f)
+	if uncommitted == nil {
+		if _, err := db.Catalog.Fork(ctx, db.name); errors.Is(err, fs.ErrNotExist) {
+			db.others.put(h.Tree, true, 0)
+			return otherHistory(db.name, h)
+		}
+	}
 	db.metrics.forks.Inc()
-	db.Log.Error("checksum database forked", "evidence", f.String())
-	if err := db.Catalog.CommitFork(ctx, f); err != nil {
-		db.Log.Error("evidence of a fork is not committed", "err", err)
+	db.Log.Error("checksum database forked", "source", h.from, "evidence", f.String())
+	if uncommitted != nil {
+		db.Log.Error("evidence of a fork is not committed", "err", uncommitted)
 		db.unsaved.Store(&f)
 	}
 	return frozenBy(f)

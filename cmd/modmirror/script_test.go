@@ -48,6 +48,7 @@ func TestScript(t *testing.T) {
 type world struct {
 	up      *mirrortest.Upstream
 	db      *sumdbtest.Database
+	other   *sumdbtest.Database // the history that db forked to
 	mirrors map[string]*process
 }
 

@@ -31,6 +31,7 @@ import (
 //	mirror term           SIGTERM, and wait until it drains
 //	mirror ended          wait until it has ended, with exit code 0
 //	mirror kill           SIGKILL
+//	mirror logs text      wait until its log contains the text
 //	mirror log pattern    its log must contain the text; with ! it must not
 func cmdMirror(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
@@ -54,6 +55,8 @@ func cmdMirror(ts *testscript.TestScript, neg bool, args []string) {
 	case "kill":
 		p.kill()
 		delete(w.mirrors, "1")
+	case "logs":
+		until(ts, "the mirror to log "+args[1], func() bool { return strings.Contains(p.output(), args[1]) })
 	case "log":
 		b, err := os.ReadFile(ts.MkAbs("mirror.log"))
 		ts.Check(err)
@@ -306,6 +309,7 @@ func cmdDamage(ts *testscript.TestScript, neg bool, args []string) {
 //	sumdb rollback n             answer as if there were only n records
 //	sumdb fork                   from now on answer with another history, which has every module of the upstream
 //	sumdb honest                 end that
+//	sumdb liar                   from now on the upstream's /liar answers with the other history as it is now, the rest honestly
 //	sumdb learn module@version   of the upstream
 func cmdSumDB(ts *testscript.TestScript, neg bool, args []string) {
 	w := worldOf(ts)
@@ -326,8 +330,12 @@ func cmdSumDB(ts *testscript.TestScript, neg bool, args []string) {
 			zip, mod := w.up.Sums(m)
 			other.Add(m, zip, mod)
 		}
+		w.other = other
 		w.db.AnswerAs(other)
 	case "honest":
+		w.db.AnswerAs(nil)
+	case "liar":
+		w.up.Mount("/liar/sumdb/"+databaseName, w.other)
 		w.db.AnswerAs(nil)
 	case "learn":
 		m := moduleArg(ts, args[1])

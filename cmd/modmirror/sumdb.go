@@ -30,9 +30,11 @@ func ackForkCommand() *cobra.Command {
 somebody. The mirror then keeps both signed tree heads as evidence (see modmirror status), takes nothing new that this
 database vouches for, and serves what it verified before.
 
-Publish the evidence, and find out which history is the true one. Only then, and with the mirror stopped, let ack-fork
-unfreeze the database: the mirror goes on with the history that it had committed, and refuses the other one as before.
-The evidence is printed once more; it stays in the catalog.`,
+Publish the evidence, and find out which history is the true one. Remove the source that shows the other one (the log
+names it, where it says that the checksum database forked). Only then, and with the mirror stopped, let ack-fork unfreeze
+the database: the mirror goes on with the history that it had committed, and refuses the other one as before. A source
+that still shows the acknowledged tree head is passed over; one that adds to that history shows new evidence, and the
+database is frozen again. The evidence is printed once more; it stays in the catalog.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := loadSettings(cmd); err != nil {
@@ -64,6 +66,6 @@ func ackFork(cmd *cobra.Command, n *replicate.Node, database string) error {
 	if err := n.AckFork(cmd.Context(), database); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\nacknowledged: the mirror goes on with the history that it had committed\n", f)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\nacknowledged: the mirror goes on with the history that it had committed; a source that still shows the other one must go\n", f)
 	return err
 }

@@ -25,6 +25,7 @@ type Catalog struct {
 	heads   map[string]map[int64]committedHead            // by database and size
 	newest  map[string]int64
 	forks   map[string]artifact.Fork
+	acked   map[string]map[tlog.Tree]bool // heads of acknowledged evidence
 	down    bool
 	stale   int
 	commits []int64
@@ -43,6 +44,7 @@ func NewCatalog(keys ...string) *Catalog {
 		heads:     make(map[string]map[int64]committedHead),
 		newest:    make(map[string]int64),
 		forks:     make(map[string]artifact.Fork),
+		acked:     make(map[string]map[tlog.Tree]bool),
 	}
 	for _, key := range keys {
 		v, err := note.NewVerifier(key)
@@ -179,10 +181,52 @@ func (c *Catalog) CommitFork(ctx context.Context, f artifact.Fork) error {
 	if err := f.Check(v); err != nil {
 		return err
 	}
-	if _, ok := c.forks[f.Database]; !ok {
+	if _, ok := c.forks[f.Database]; !ok && !c.acknowledged(v, f) {
 		c.forks[f.Database] = f
 	}
 	return nil
+}
+
+// acknowledged reports whether of f's heads one is committed, and the other one was acknowledged. The caller holds mu.
+func (c *Catalog) acknowledged(v note.Verifier, f artifact.Fork) bool {
+	committed, acked := false, false
+	for _, tree := range trees(v, f) {
+		if c.heads[f.Database][tree.N].tree == tree {
+			committed = true
+		} else {
+			acked = c.acked[f.Database][tree]
+		}
+	}
+	return committed && acked
+}
+
+// trees returns the trees of checked evidence.
+func trees(v note.Verifier, f artifact.Fork) (out []tlog.Tree) {
+	for _, msg := range [][]byte{f.A, f.B} {
+		tree, err := artifact.OpenTreeHead(v, msg)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, tree)
+	}
+	return out
+}
+
+// AckFork ends the freeze of a database, as an operator does.
+func (c *Catalog) AckFork(db string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.forks[db]
+	if !ok {
+		panic("no fork of " + db)
+	}
+	if c.acked[db] == nil {
+		c.acked[db] = make(map[tlog.Tree]bool)
+	}
+	for _, tree := range trees(c.verifiers[db], f) {
+		c.acked[db][tree] = true
+	}
+	delete(c.forks, db)
 }
 
 // Fork returns the evidence that froze db.
