@@ -53,6 +53,7 @@ type TileStore struct {
 
 	mu     sync.Mutex
 	busy   map[tileKey]chan struct{} // guarded by mu; tiles being written; closed when done
+	unsure map[tileKey]bool          // guarded by mu; tiles that have their name, but perhaps not after a crash
 	dirs   map[string]bool           // guarded by mu; directories whose own entry is durable
 	failed error                     // guarded by mu; an fsync failed: nothing more is written
 }
@@ -101,11 +102,12 @@ func OpenTilesReadOnly(dir string) (*TileStore, error) {
 
 func newTileStore(root *os.Root) *TileStore {
 	return &TileStore{
-		root: root,
-		hot:  newCache[tileKey, []byte](hotTiles),
-		sync: (*os.File).Sync,
-		busy: make(map[tileKey]chan struct{}),
-		dirs: make(map[string]bool),
+		root:   root,
+		hot:    newCache[tileKey, []byte](hotTiles),
+		sync:   (*os.File).Sync,
+		busy:   make(map[tileKey]chan struct{}),
+		unsure: make(map[tileKey]bool),
+		dirs:   make(map[string]bool),
 	}
 }
 
@@ -162,7 +164,7 @@ func (s *TileStore) Tile(t tlog.Tile) ([]byte, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	if s.busy[k] == nil { // else it is perhaps not durable yet
+	if !s.unsure[k] {
 		s.hot.update(k, b, int64(len(b)), func(old []byte) bool { return len(old) < len(b) })
 	}
 	s.mu.Unlock()
@@ -220,6 +222,9 @@ func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
 	if s.fixed {
 		return fmt.Errorf("store tiles: opened to be read only: %w", artifact.ErrUnavailable)
 	}
+	if err := s.Err(); err != nil { // before anything that is in memory is believed
+		return fmt.Errorf("store tiles: writing stopped after %w: %w", err, artifact.ErrUnavailable)
+	}
 	batch := make(map[tileKey][]byte)
 	for i, t := range tiles {
 		if err := checkTile(t); err != nil {
@@ -249,11 +254,8 @@ func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
 
 // write makes batch durable. The caller has locked its keys.
 func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
-	s.mu.Lock()
-	failed := s.failed
-	s.mu.Unlock()
-	if failed != nil {
-		return fmt.Errorf("writing stopped after %w", failed)
+	if err := s.Err(); err != nil { // while this waited for the keys
+		return fmt.Errorf("writing stopped after %w", err)
 	}
 	var g errgroup.Group
 	g.SetLimit(tileWrites)
@@ -265,12 +267,16 @@ func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
 				held[i] = old
 				return nil
 			}
-			held[i] = bytes.Clone(batch[k])
-			return s.writeFile(k.path(), held[i])
+			b := bytes.Clone(batch[k])
+			if err := s.writeFile(k, b); err != nil {
+				return err
+			}
+			held[i] = b
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return err
+		return err // what has its name already is written again by whoever needs it: see unsure
 	}
 	if err := s.syncParents(keys); err != nil {
 		return err
@@ -281,8 +287,9 @@ func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
 	return nil
 }
 
-// writeFile puts b under name, through a temporary file. The directory is left to be fsynced.
-func (s *TileStore) writeFile(name string, b []byte) (err error) {
+// writeFile puts b in the place of the tile k, through a temporary file. The directory is left to be fsynced.
+func (s *TileStore) writeFile(k tileKey, b []byte) (err error) {
+	name := k.path()
 	temp := path.Join(tileTemp, strconv.FormatUint(s.names.Add(1), 10))
 	f, err := s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
@@ -306,10 +313,13 @@ func (s *TileStore) writeFile(name string, b []byte) (err error) {
 	if err = s.root.MkdirAll(path.Dir(name), 0o777); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.unsure[k] = true
+	s.mu.Unlock()
 	return s.root.Rename(temp, name)
 }
 
-// syncParents fsyncs the directories of keys, and above them those that are new.
+// syncParents fsyncs the directories of keys, and above them those that are new. The files of keys are durable then.
 func (s *TileStore) syncParents(keys []tileKey) error {
 	dirs := make(map[string]bool)
 	s.mu.Lock()
@@ -330,6 +340,9 @@ func (s *TileStore) syncParents(keys []tileKey) error {
 	defer s.mu.Unlock()
 	for dir := range dirs {
 		s.dirs[dir] = true
+	}
+	for _, k := range keys {
+		delete(s.unsure, k)
 	}
 	return nil
 }
@@ -352,11 +365,18 @@ func (s *TileStore) fsync(f *os.File) error {
 		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); full && !isDir(f) {
 			return err
 		}
-		s.mu.Lock()
-		s.failed = cmp.Or(s.failed, err)
-		s.mu.Unlock()
+		s.latch(err)
 	}
 	return err
+}
+
+// latch ends writing. Only the first reason counts.
+func (s *TileStore) latch(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = err
+	}
 }
 
 func isDir(f *os.File) bool {

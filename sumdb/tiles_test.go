@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -267,6 +268,115 @@ func TestFullDiskIsNotFinal(t *testing.T) {
 	}
 	if err := s.Err(); err != nil {
 		t.Errorf("Err: %v", err)
+	}
+}
+
+// A tile that got its name in a batch that failed is not durable, whoever reads it meanwhile: it is fsynced before Put says
+// so. And after a fault that is final, nothing that is in memory makes Put say so.
+func TestTileDoesNotVouch(t *testing.T) {
+	dir := t.TempDir()
+	s := openTiles(t, dir)
+	a, b := tileAtW(0, 1, 9), tileAtW(1, 2, 9)
+	put(t, s, tileAtW(0, 7, 9)) // so that the directory is there
+	batch := []tlog.Tile{a, b}
+	data := [][]byte{hashBytes(1, 9), hashBytes(2, 9)}
+	var mu sync.Mutex
+	var synced []string
+	files := 0
+	s.sync = func(f *os.File) error {
+		mu.Lock()
+		defer mu.Unlock()
+		rel, _ := filepath.Rel(dir, f.Name())
+		if !isDir(f) {
+			if files++; files == 2 {
+				return syscall.ENOSPC
+			}
+		}
+		synced = append(synced, rel)
+		return nil
+	}
+	if err := s.Put(batch, data); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Put: %v", err)
+	}
+	if _, err := s.Tile(a); err != nil { // whichever of the two it is
+		batch, data = batch[1:], data[1:]
+	} else {
+		batch, data = batch[:1], data[:1]
+	}
+	if _, err := s.Tile(batch[0]); err != nil {
+		t.Fatalf("neither file has its name: %v", err)
+	}
+	synced = nil
+	if err := s.Put(batch, data); err != nil || len(synced) == 0 {
+		t.Errorf("Put of a tile that a failed batch left = %v, with fsyncs of %q", err, synced)
+	}
+	synced = nil
+	if err := s.Put(batch, data); err != nil || len(synced) != 0 {
+		t.Errorf("Put of a durable tile = %v, with fsyncs of %q", err, synced)
+	}
+	c := tileAtW(0, 3, 9)
+	s.sync = func(f *os.File) error {
+		if isDir(f) {
+			return syscall.EIO
+		}
+		return nil
+	}
+	if err := s.Put([]tlog.Tile{c}, [][]byte{hashBytes(3, 9)}); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("Put: %v", err)
+	}
+	s.sync = (*os.File).Sync
+	for _, tile := range append(batch, c) {
+		if _, err := s.Tile(tile); err != nil {
+			t.Errorf("Tile(%v): %v", tile, err)
+		}
+		if err := s.Put([]tlog.Tile{tile}, [][]byte{hashBytes(uint64(tile.N), 9)}); !errors.Is(err, syscall.EIO) || !errors.Is(err, artifact.ErrUnavailable) {
+			t.Errorf("Put(%v) after a fault: %v", tile, err)
+		}
+	}
+}
+
+// After a fault what is held is served as before, and nothing new is.
+func TestFaultDoesNotEndReads(t *testing.T) {
+	l := newLab(t, 300, nil)
+	kept := l.seed(t, "kept")
+	l.tiles.sync = func(*os.File) error { return syscall.EIO }
+	if err := l.tiles.Put([]tlog.Tile{tileAtW(0, 9, 9)}, [][]byte{hashBytes(9, 9)}); err == nil {
+		t.Fatal("no fault")
+	}
+	l.tiles.hot = newCache[tileKey, []byte](hotTiles)
+	wantLines(t, newGoClient(l, l.Key, nil), kept)
+	l.add(hello)
+	if w := get(t, l, "/lookup/example.com/hello@v1.0.0"); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("new record: %d %s", w.Code, w.Body)
+	}
+}
+
+// A tile that is being written is not durable yet, so reading it does not make it so.
+func TestTileWhileBusy(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	put(t, s, tileAtW(0, 7, 9)) // so that the directories are there
+	a := tileAtW(0, 1, 9)
+	entered, leave := make(chan bool), make(chan bool)
+	s.sync = func(f *os.File) error {
+		if isDir(f) {
+			entered <- true
+			<-leave
+			return errors.New("no fsync")
+		}
+		return f.Sync()
+	}
+	done := make(chan error)
+	go func() { done <- s.Put([]tlog.Tile{a}, [][]byte{hashBytes(1, 9)}) }()
+	<-entered
+	if b, err := s.Tile(a); err != nil || !bytes.Equal(b, hashBytes(1, 9)) {
+		t.Errorf("Tile: %v", err)
+	}
+	if _, ok := s.hot.get(keyOf(a)); ok {
+		t.Error("a tile that is being written counts as durable")
+	}
+	close(leave)
+	if err := <-done; err == nil {
+		t.Error("Put: no error")
 	}
 }
 

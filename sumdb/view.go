@@ -159,8 +159,12 @@ func unreadable(t tlog.Tile, err error) error {
 	return fmt.Errorf("%s: %w: %w", t.Path(), err, artifact.ErrUnavailable)
 }
 
-// SaveTiles keeps tiles that are authenticated.
+// SaveTiles keeps tiles that are authenticated. If only the store was asked they come from there, and reading them must not
+// depend on whether it can be written.
 func (r *tileReader) SaveTiles(tiles []tlog.Tile, data [][]byte) {
+	if !r.online {
+		return
+	}
 	if r.staged == nil {
 		r.err = r.db.Tiles.Put(tiles, data)
 		return
