@@ -56,6 +56,8 @@ type TileStore struct {
 	unsure map[tileKey]bool          // guarded by mu; tiles that have their name, but perhaps not after a crash
 	dirs   map[string]bool           // guarded by mu; directories whose own entry is durable
 	failed error                     // guarded by mu; an fsync failed: nothing more is written
+
+	onFault func(error) // guarded by mu; nil: nobody wants to know
 }
 
 // tileKey names a tile whatever its width.
@@ -212,6 +214,17 @@ func (s *TileStore) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failed
+}
+
+// OnFault makes the store call f once, on a goroutine of its own, with the failed fsync that ends writing; at once if that
+// has happened already.
+func (s *TileStore) OnFault(f func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onFault = f
+	if s.failed != nil {
+		go f(s.failed)
+	}
 }
 
 // Put stores tiles, which must be authenticated, and returns when all of them are durable. What is there in the same or
@@ -376,6 +389,9 @@ func (s *TileStore) latch(err error) {
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = err
+		if s.onFault != nil {
+			go s.onFault(err)
+		}
 	}
 }
 

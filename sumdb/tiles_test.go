@@ -351,6 +351,32 @@ func TestFaultDoesNotEndReads(t *testing.T) {
 	}
 }
 
+// Who keeps other files on the disk is told of the fault, once, and also if it comes first.
+func TestTilesOnFault(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	faults := make(chan error, 9)
+	s.OnFault(func(err error) { faults <- err })
+	fail := func(n int64, err error) {
+		s.sync = func(*os.File) error { return err }
+		if err := s.Put([]tlog.Tile{tileAtW(0, n, 9)}, [][]byte{hashBytes(uint64(n), 9)}); !errors.Is(err, artifact.ErrUnavailable) {
+			t.Errorf("Put: %v", err)
+		}
+	}
+	fail(1, syscall.ENOSPC)
+	fail(2, syscall.EIO)
+	fail(3, syscall.EROFS)
+	if err := <-faults; !errors.Is(err, syscall.EIO) || err != s.Err() {
+		t.Errorf("OnFault(%v), want %v", err, s.Err())
+	}
+	s.OnFault(func(err error) { faults <- err })
+	if err := <-faults; err != s.Err() {
+		t.Errorf("OnFault(%v) of a store that has failed, want %v", err, s.Err())
+	}
+	if len(faults) > 0 {
+		t.Error("OnFault is called twice")
+	}
+}
+
 // A tile that is being written is not durable yet, so reading it does not make it so.
 func TestTileWhileBusy(t *testing.T) {
 	s := openTiles(t, t.TempDir())

@@ -187,6 +187,7 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 	}
 	n.closers = append(n.closers, tiles.Close)
 	n.tiles = append(n.tiles, tiles)
+	tiles.OnFault(n.replica.StopWrites) // one disk
 	c := sumdb.Config{
 		Key:     spec.Key,
 		Catalog: n.replica,
