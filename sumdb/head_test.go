@@ -402,11 +402,24 @@ func TestForkWithoutQuorum(t *testing.T) {
 	l, kept, fork := forked(t)
 	l.src.AnswerAs(fork)
 	h, _ := l.openHead(fork.Head(900))
+	if err := l.Frozen(t.Context()); err != nil {
+		t.Errorf("Frozen: %v", err)
+	}
 	l.cat.SetDown(true)
 	l.witness(h)
 	drain(t, l.DB)
 	if _, err := l.Record(t.Context(), mv("example.com/any@v1.0.0")); !errors.Is(err, errFrozen) {
 		t.Errorf("Record: %v", err)
+	}
+	before := len(l.cat.Commits())
+	if err := l.Frozen(t.Context()); !errors.Is(err, errFrozen) || !strings.Contains(err.Error(), "not committed") {
+		t.Errorf("Frozen: %v", err)
+	}
+	if s, err := l.Status(t.Context()); err != nil || !s.Forked {
+		t.Errorf("Status = %+v, %v", s, err)
+	}
+	if _, err := l.cat.Fork(t.Context(), l.name); err == nil || len(l.cat.Commits()) != before {
+		t.Errorf("Frozen committed something: %v", err)
 	}
 	l.cat.SetDown(false)
 	l.Record(t.Context(), mv("example.com/any@v1.0.0"))

@@ -46,10 +46,9 @@ func (db *DB) Status(ctx context.Context) (Status, error) {
 		})
 		src.mu.Unlock()
 	}
-	s.Forked = db.unsaved.Load() != nil
-	if _, err := db.Catalog.Fork(ctx, db.name); err == nil {
+	if err := db.Frozen(ctx); errors.Is(err, errFrozen) {
 		s.Forked = true
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	} else if err != nil {
 		return s, err
 	}
 	now, err := db.committed(ctx)

@@ -200,6 +200,15 @@ func (db *DB) frozen(ctx context.Context) error {
 		}
 		db.unsaved.CompareAndSwap(f, nil)
 	}
+	return db.Frozen(ctx)
+}
+
+// Frozen returns why nothing new is verified, if a fork froze the database, and nil if not. It asks nobody but this node;
+// evidence that could not be committed yet counts.
+func (db *DB) Frozen(ctx context.Context) error {
+	if f := db.unsaved.Load(); f != nil {
+		return fmt.Errorf("the evidence is not committed yet: %w", frozenBy(*f))
+	}
 	f, err := db.Catalog.Fork(ctx, db.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

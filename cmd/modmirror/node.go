@@ -326,6 +326,11 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 			return fmt.Errorf("tiles: %w", err)
 		}
 	}
+	for _, db := range n.databases {
+		if err := db.Frozen(ctx); err != nil { // also by what the catalog does not know yet
+			return err
+		}
+	}
 	if free, ok := freeBytes(n.config.DataDir); ok && free < lowDisk {
 		return fmt.Errorf("%s free on the disk of %s: new artifacts may not fit; what is stored is served", size(int64(free)), n.config.DataDir)
 	}
