@@ -316,6 +316,39 @@ func TestForkByRefresh(t *testing.T) {
 	wantFrozen(t, l, kept)
 }
 
+// So are sources whose head is no larger than the committed one or the largest one, in whatever order they are asked, and
+// also one that is alone.
+func TestForkBySmallHead(t *testing.T) {
+	for _, size := range []int64{100, 322, 350, 400} { // 322 are committed, the true database has 350
+		for _, order := range []string{"first", "last", "alone"} {
+			if order == "alone" && size > 322 {
+				continue
+			}
+			t.Run(fmt.Sprint(size, " ", order), func(t *testing.T) {
+				l, kept, fork := forked(t)
+				fork.Lie(sumdbtest.Lies{FrozenAt: size})
+				l.src.Grow(28)
+				l.DB = l.reopen(t, func(c *Config) {
+					switch order {
+					case "first":
+						c.Proxies = []Source{fork, l.src}
+					case "last":
+						c.Proxies = []Source{l.src, fork}
+					case "alone":
+						c.Proxies = []Source{fork}
+					}
+				})
+				l.refresh(t.Context())
+				drain(t, l.DB)
+				if f, err := l.cat.Fork(t.Context(), l.name); err != nil || f.Check(l.verifier) != nil {
+					t.Errorf("Fork = %v, %v", f, err)
+				}
+				wantLines(t, newGoClient(l, l.Key, nil), kept)
+			})
+		}
+	}
+}
+
 // named is a source with a name of its own.
 type named struct {
 	Source
