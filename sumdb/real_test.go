@@ -237,9 +237,8 @@ func sameRecord(a, b artifact.Record) bool {
 	return a.Database == b.Database && a.ID == b.ID && bytes.Equal(a.Text, b.Text) && a.TreeSize == b.TreeSize && slices.Equal(a.Proof, b.Proof)
 }
 
-// A forged text for record 0 with a forged tile 0/000 under the genuine head: CVE-2026-56865, with real data. x/mod v0.39.0
-// accepts it.
-func TestRealForgedTile(t *testing.T) {
+// A forged text for record 0 with a forged tile 0/000 under the genuine head, with real data. x/mod v0.39.0 accepts it.
+func TestCVE_2026_56865_RealForgedTile(t *testing.T) {
 	l, f := newReal(t)
 	m := realModules[0]
 	msg, head := realLookup(t, m)

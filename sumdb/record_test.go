@@ -2,6 +2,7 @@ package sumdb
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -24,8 +26,8 @@ import (
 
 var hello = mv("example.com/hello@v1.0.0")
 
-// A record without both lines for exactly the module asked is refused, and asked for again the next time (CVE-2026-42501).
-func TestRecordLines(t *testing.T) {
+// A record without both lines for exactly the module asked is refused, and asked for again the next time.
+func TestCVE_2026_42501_RecordWithoutTheLine(t *testing.T) {
 	good := sumdbtest.Text(hello, sumdbtest.Sum("a"), sumdbtest.Sum("b"))
 	zip, mod, _ := strings.Cut(good, "\n")
 	for name, text := range map[string]string{
@@ -90,6 +92,9 @@ func TestLookupResponseIsStrict(t *testing.T) {
 			if !errors.Is(err, c.want) || errors.Is(err, fs.ErrNotExist) {
 				t.Fatalf("Record = %+v, %v; want %v", r, err, c.want)
 			}
+			if c.lies.WrongKey && !strings.Contains(err.Error(), "not signed by sum.example.com+") {
+				t.Errorf("Record: %v", err)
+			}
 			l.src.Lie(sumdbtest.Lies{})
 			want(t, l.DB, hello) // nothing is remembered
 		})
@@ -97,8 +102,8 @@ func TestLookupResponseIsStrict(t *testing.T) {
 }
 
 // Signed lines behind the tree head, and signatures by unknown keys, are not searched for hashes. The former are kept,
-// because they are signed; the latter are not served again (CVE-2026-56864).
-func TestExtraLinesAndSignatures(t *testing.T) {
+// because they are signed; the latter are not served again.
+func TestCVE_2026_56864_LinesInTheTreeHead(t *testing.T) {
 	evil := "example.com/hello v1.0.0 " + sumdbtest.Sum("evil")
 	l := newLab(t, 3, nil)
 	l.add(hello)
@@ -112,8 +117,71 @@ func TestExtraLinesAndSignatures(t *testing.T) {
 	wantLines(t, newGoClient(l, l.Key, nil), hello)
 }
 
-// Genuine tiles but one, and a forged text to go with it: refused, not stored, and no fork (CVE-2026-56865).
-func TestForgedTile(t *testing.T) {
+// wantNotStored fails the test unless l refuses hello because of bad tiles, keeps none of these, sees no fork in them, and
+// verifies hello as soon as the source is honest.
+func wantNotStored(t *testing.T, l *lab, forged map[string][]byte) {
+	t.Helper()
+	before := testutil.ToFloat64(l.metrics.badTiles)
+	if r, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrRefused) {
+		t.Fatalf("Record = %+v, %v", r, err)
+	}
+	if n := testutil.ToFloat64(l.metrics.badTiles) - before; n == 0 {
+		t.Error("bad_tiles_total does not count them")
+	}
+	for p, data := range forged {
+		tile, err := tlog.ParseTilePath(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := l.tiles.Tile(tile); err == nil && bytes.Equal(b, data) {
+			t.Errorf("the forged %s is stored", p)
+		}
+		if w := get(t, l, "/"+p); bytes.Equal(w.Body.Bytes(), data) {
+			t.Errorf("the forged %s is served", p)
+		}
+	}
+	if _, err := l.cat.Fork(t.Context(), l.name); err == nil {
+		t.Error("a bad tile counts as a fork")
+	}
+	l.src.Lie(sumdbtest.Lies{})
+	want(t, l.DB, hello)
+}
+
+// Lines that stand in a lookup around its record are not looked at: the answer is refused, whichever sums they name.
+func TestCVE_2026_56864_LinesAroundTheRecord(t *testing.T) {
+	evil := sumdbtest.Text(hello, sumdbtest.Sum("evil"), sumdbtest.Sum("evil mod"))
+	other := mv("example.com/other@v1.0.0")
+	for name, lies := range map[string]sumdbtest.Lies{
+		"behind the record":        {Between: evil + "\n"},
+		"behind the head":          {Junk: evil},
+		"behind a record of other": {Between: evil + "\n", Records: map[module.Version]string{hello: sumdbtest.Text(other, sumdbtest.Sum(other.String()), sumdbtest.Sum(other.String()+"/go.mod"))}},
+		"in the head of another": {HeadLines: evil, Records: map[module.Version]string{hello: sumdbtest.Text(other, sumdbtest.Sum(other.String()), sumdbtest.Sum(other.String()+"/go.mod"))},
+			IDs: map[module.Version]string{hello: "3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, 3, nil)
+			l.add(other)
+			l.add(hello)
+			if _, err := l.bootstrap(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.src.Lie(lies)
+			if r, err := l.Record(t.Context(), hello); !noGood(err) {
+				t.Errorf("Record = %+v, %v", r, err)
+			}
+			if w := get(t, l, "/lookup/example.com/hello@v1.0.0"); w.Code == http.StatusOK || w.Code == http.StatusNotFound {
+				t.Errorf("lookup: %d %s", w.Code, w.Body)
+			}
+			l.src.Lie(sumdbtest.Lies{})
+			if w := get(t, l, "/lookup/example.com/hello@v1.0.0"); w.Code != http.StatusOK || strings.Contains(w.Body.String(), sumdbtest.Sum("evil")) {
+				t.Errorf("honest lookup: %d %s", w.Code, w.Body)
+			}
+		})
+	}
+}
+
+// Genuine tiles but one, and a forged text to go with it.
+func TestCVE_2026_56865_ForgedTileOfLevel0(t *testing.T) {
 	forged := sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y"))
 	for _, size := range []int{10, 256, 300, 65536 + 300} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -121,36 +189,132 @@ func TestForgedTile(t *testing.T) {
 			l.add(hello)
 			l.src.Grow(size - 6)
 			path, data := l.src.ForgedTile(5, forged)
-			l.src.Lie(sumdbtest.Lies{Records: map[module.Version]string{hello: forged}, Tiles: map[string][]byte{path: data}})
-			r, err := l.Record(t.Context(), hello)
-			if !errors.Is(err, artifact.ErrRefused) {
-				t.Fatalf("Record = %+v, %v", r, err)
-			}
-			if b, err := l.tiles.Tile(tileAt(0, 0)); err == nil && bytes.Equal(b[5*32:6*32], recordHash(forged)) {
-				t.Error("the forged tile is stored")
-			}
-			if _, err := l.cat.Fork(t.Context(), l.name); err == nil {
-				t.Error("a bad tile counts as a fork")
-			}
-			l.src.Lie(sumdbtest.Lies{})
-			want(t, l.DB, hello)
+			tiles := map[string][]byte{path: data}
+			l.src.Lie(sumdbtest.Lies{Records: map[module.Version]string{hello: forged}, Tiles: tiles})
+			wantNotStored(t, l, tiles)
 		})
 	}
 }
 
-// A forged tile of level 1 leads nowhere either.
-func TestForgedParent(t *testing.T) {
-	l := newLab(t, 5, nil)
-	l.add(hello)
-	l.src.Grow(65536)
-	b, err := l.src.Get(t.Context(), "/tile/8/1/000", tileBytes)
-	if err != nil {
-		t.Fatal(err)
+// A forged tile of level 1 leads nowhere either, with the genuine record below it.
+func TestCVE_2026_56865_ForgedTileOfLevel1(t *testing.T) {
+	for _, known := range []bool{false, true} { // whether the genuine head is committed before the lie
+		l := newLab(t, 5, nil)
+		l.add(hello)
+		l.src.Grow(65536)
+		if known {
+			if _, err := l.bootstrap(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, err := l.src.Get(t.Context(), "/tile/8/1/000", tileBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		tiles := map[string][]byte{"tile/8/1/000": b}
+		l.src.Lie(sumdbtest.Lies{Tiles: tiles})
+		wantNotStored(t, l, tiles)
 	}
-	b[0] ^= 1
-	l.src.Lie(sumdbtest.Lies{Tiles: map[string][]byte{"tile/8/1/000": b}})
-	if r, err := l.Record(t.Context(), hello); !errors.Is(err, artifact.ErrRefused) {
-		t.Fatalf("Record = %+v, %v", r, err)
+}
+
+// Forged tiles of level 0 and 1 that agree with each other and with the forged text, under the genuine head.
+func TestCVE_2026_56865_ForgedPairOfTiles(t *testing.T) {
+	forged := sumdbtest.Text(hello, sumdbtest.Sum("x"), sumdbtest.Sum("y"))
+	for _, size := range []int{300, 65536, 65536 + 300} {
+		for _, known := range []bool{false, true} {
+			if known && size < 65536 {
+				continue // the tile of level 1 is at the edge, and held
+			}
+			t.Run(fmt.Sprint(size, known), func(t *testing.T) {
+				l := newLab(t, 5, nil)
+				l.add(hello)
+				l.src.Grow(size - 6)
+				if known {
+					if _, err := l.bootstrap(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				tiles := l.src.ForgedPair(5, forged)
+				if len(tiles) != 2 {
+					t.Fatalf("%d tiles", len(tiles))
+				}
+				l.src.Lie(sumdbtest.Lies{Records: map[module.Version]string{hello: forged}, Tiles: tiles})
+				wantNotStored(t, l, tiles)
+			})
+		}
+	}
+}
+
+// edited is a source whose answers are changed, and which keeps to no limit.
+type edited struct {
+	*sumdbtest.Database
+	edit func(path string, b []byte) []byte // nil: none
+}
+
+func (e *edited) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	if e.edit == nil {
+		return e.Database.Get(ctx, path, limit)
+	}
+	b, err := e.Database.Get(ctx, path, 1<<30)
+	if err != nil {
+		return nil, err
+	}
+	return e.edit(path, bytes.Clone(b)), nil
+}
+
+// Answers that are rubbish are told from lies, say what is wrong with them, and are forgotten at once.
+func TestEditedAnswers(t *testing.T) {
+	of := func(class string, edit func(b []byte) []byte) func(string, []byte) []byte {
+		return func(path string, b []byte) []byte {
+			if strings.HasPrefix(path, "/"+class) {
+				return edit(b)
+			}
+			return b
+		}
+	}
+	zipped := func(b []byte) []byte {
+		var out bytes.Buffer
+		w := gzip.NewWriter(&out)
+		w.Write(b)
+		w.Close()
+		return out.Bytes()
+	}
+	longer := func(b []byte) []byte { return append(b, b...) }
+	cut := func(b []byte) []byte { return b[:len(b)-1] }
+	signature := func(b []byte) []byte { b[len(b)-20] = 'A' + (b[len(b)-20]-'A'+1)%26; return b }
+	for name, c := range map[string]struct {
+		edit func(string, []byte) []byte
+		want error
+		text string
+	}{
+		"tile too long":         {of("tile", longer), artifact.ErrMalformed, "tile/8/0/"},
+		"tile cut":              {of("tile", cut), artifact.ErrMalformed, "tile/8/0/"},
+		"tile in gzip":          {of("tile", zipped), artifact.ErrMalformed, "tile/8/0/"},
+		"lookup in gzip":        {of("lookup", zipped), artifact.ErrMalformed, "lookup response"},
+		"signature of a lookup": {of("lookup", signature), artifact.ErrRefused, "not signed by sum.example.com+"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, 3, nil)
+			l.add(hello)
+			l.src.Grow(300)
+			src := &edited{Database: l.src}
+			l.DB = l.reopen(t, func(c *Config) { c.Direct = src })
+			if _, err := l.bootstrap(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			src.edit = c.edit
+			for range 2 {
+				if r, err := l.Record(t.Context(), hello); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+					t.Fatalf("Record = %+v, %v, want %v with %q", r, err, c.want, c.text)
+				}
+			}
+			if err := l.sources[0].lastErr; !errors.Is(err, c.want) {
+				t.Errorf("the source is blamed for %v", err)
+			}
+			src.edit = nil
+			want(t, l.DB, hello)
+		})
 	}
 }
 

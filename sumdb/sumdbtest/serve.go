@@ -84,6 +84,31 @@ func (d *Database) ForgedTile(id int64, forged string) (path string, data []byte
 	return t.Path(), data
 }
 
+// ForgedPair returns the tiles of level 0 and 1 above record id, by path, with the hash of the forged text in that place and
+// the hash of the forged tile above it: the two agree with each other, and not with the genuine head. The tile of level 0
+// must be full.
+func (d *Database) ForgedPair(id int64, forged string) map[string][]byte {
+	path, data := d.ForgedTile(id, forged)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := tlog.Tile{H: 8, L: 1, N: id >> 16, W: int(min(256, int64(len(d.records))>>8-id>>16<<8))}
+	parent, err := tlog.ReadTileData(t, d.hashes)
+	if err != nil || len(data) != 256*tlog.HashSize {
+		panic(fmt.Sprintf("tile above record %d: %v", id, err))
+	}
+	level := make([]tlog.Hash, 256)
+	for i := range level {
+		copy(level[i][:], data[i*tlog.HashSize:])
+	}
+	for ; len(level) > 1; level = level[:len(level)/2] {
+		for i := range len(level) / 2 {
+			level[i] = tlog.NodeHash(level[2*i], level[2*i+1])
+		}
+	}
+	copy(parent[(id>>8&255)*tlog.HashSize:], level[0][:])
+	return map[string][]byte{path: data, t.Path(): parent}
+}
+
 // Count returns how many requests of a class there were: supported, latest, lookup, tile, or "" for all.
 func (d *Database) Count(class string) int {
 	d.mu.Lock()
