@@ -1,6 +1,8 @@
 package sumdb
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"testing"
 
@@ -104,6 +106,39 @@ func FuzzOpenHead(f *testing.F) {
 		}
 		if again, err := l.openHead(h.note); err != nil || string(again.note) != string(h.note) || again.Tree != h.Tree {
 			t.Errorf("%q: %q, %v", h.note, again.note, err)
+		}
+	})
+}
+
+// A file is a tile, and then the only form of it, or damaged. The sum makes sure that what was cut, or put together from
+// two versions of a file, is not read as a narrower tile.
+func FuzzTileFile(f *testing.F) {
+	for _, n := range []int{0, 1, 9, 256, 257} {
+		f.Add(tileFile(hashBytes(1, n)), false)
+		f.Add(hashBytes(1, n), true)
+	}
+	f.Add(make([]byte, tlog.HashSize-1), true)
+	f.Fuzz(func(t *testing.T, file []byte, seal bool) {
+		if seal { // else few files have a sound sum
+			file = tileFile(file)
+		}
+		b, err := parseTileFile(file)
+		if err != nil {
+			if !errors.Is(err, artifact.ErrDamaged) || b != nil {
+				t.Errorf("%x: %x, %v", file, b, err)
+			}
+			if n := len(file) - sha256.Size; seal && n > 0 && n <= tileBytes && n%tlog.HashSize == 0 {
+				t.Errorf("%x: %v", file, err)
+			}
+			return
+		}
+		if w := len(b) / tlog.HashSize; w < 1 || w > tileWidth || len(b)%tlog.HashSize != 0 || cap(b) != len(b) || !bytes.Equal(tileFile(b), file) {
+			t.Errorf("%x is read as %x", file, b)
+		}
+		for _, bad := range [][]byte{file[:len(file)-1], file[tlog.HashSize:], append(bytes.Clone(file), 0)} {
+			if b, err := parseTileFile(bad); err == nil {
+				t.Errorf("%x is read as %x", bad, b)
+			}
 		}
 	})
 }

@@ -191,14 +191,29 @@ func (s *TileStore) read(k tileKey) ([]byte, error) {
 	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
 		return nil, fmt.Errorf("%w: %w", err, artifact.ErrDamaged)
 	}
-	if n == len(b) || n <= sha256.Size || n%tlog.HashSize != 0 {
-		return nil, fmt.Errorf("file of %d bytes: %w", n, artifact.ErrDamaged)
+	if b, err = parseTileFile(b[:n]); err != nil {
+		return nil, err
 	}
-	b, sum := b[:n-sha256.Size], b[n-sha256.Size:n]
+	return bytes.Clone(b), nil
+}
+
+// parseTileFile returns the hashes in a file, without a copy. An error matches [artifact.ErrDamaged].
+func parseTileFile(file []byte) ([]byte, error) {
+	n := len(file) - sha256.Size
+	if n <= 0 || n > tileBytes || n%tlog.HashSize != 0 {
+		return nil, fmt.Errorf("file of %d bytes: %w", len(file), artifact.ErrDamaged)
+	}
+	b, sum := file[:n:n], file[n:]
 	if got := sha256.Sum256(b); got != [sha256.Size]byte(sum) {
 		return nil, fmt.Errorf("file has the digest %x, want %x: %w", got, sum, artifact.ErrDamaged)
 	}
-	return bytes.Clone(b), nil
+	return b, nil
+}
+
+// tileFile returns the file with the hashes b.
+func tileFile(b []byte) []byte {
+	sum := sha256.Sum256(b)
+	return slices.Concat(b, sum[:])
 }
 
 // checkTile reports whether t is one that a store can hold.
@@ -313,8 +328,7 @@ func (s *TileStore) writeFile(k tileKey, b []byte) (err error) {
 			err = errors.Join(err, s.root.Remove(temp))
 		}
 	}()
-	sum := sha256.Sum256(b)
-	if _, err = f.Write(slices.Concat(b, sum[:])); err == nil {
+	if _, err = f.Write(tileFile(b)); err == nil {
 		err = s.fsync(f)
 	}
 	if err2 := f.Close(); err == nil {

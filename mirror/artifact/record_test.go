@@ -3,6 +3,7 @@ package artifact
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,7 +90,7 @@ func (l *testLog) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
-func (l *testLog) add(t *testing.T, text []byte) {
+func (l *testLog) add(t testing.TB, text []byte) {
 	t.Helper()
 	h, err := tlog.StoredHashes(l.n, text, l)
 	if err != nil {
@@ -99,7 +100,7 @@ func (l *testLog) add(t *testing.T, text []byte) {
 	l.n++
 }
 
-func (l *testLog) root(t *testing.T, n int64) tlog.Hash {
+func (l *testLog) root(t testing.TB, n int64) tlog.Hash {
 	t.Helper()
 	h, err := tlog.TreeHash(n, l)
 	if err != nil {
@@ -163,4 +164,58 @@ func TestRecordCheck(t *testing.T) {
 		refuse("flipped bit in the text", r, root)
 	}
 	refuse("older root", good, log.root(t, 8))
+}
+
+// hashesOf returns the hashes that b begins with, and flat puts them together again.
+func hashesOf(b []byte) (out []tlog.Hash) {
+	for ; len(b) >= tlog.HashSize; b = b[tlog.HashSize:] {
+		out = append(out, tlog.Hash(b[:tlog.HashSize]))
+	}
+	return out
+}
+
+func flat(hashes []tlog.Hash) (out []byte) {
+	for _, h := range hashes {
+		out = append(out, h[:]...)
+	}
+	return out
+}
+
+// Of a tree no proof is accepted but the true one, and with no proof a text that is not in the tree, whatever id and size
+// are claimed.
+func FuzzRecordCheck(f *testing.F) {
+	var log testLog
+	var texts []string
+	for i := range 9 {
+		text := lines(hello, sum(string(rune('a'+i))), sum("mod"))
+		texts = append(texts, string(text))
+		log.add(f, text)
+	}
+	root := log.root(f, 9)
+	proofs := make([]tlog.RecordProof, 9)
+	for id := range proofs {
+		var err error
+		if proofs[id], err = tlog.ProveRecord(9, int64(id), &log); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(int64(id), int64(9), []byte(texts[id]), flat(proofs[id]))
+	}
+	f.Add(int64(7), int64(10), []byte(texts[7]), flat(proofs[7]))
+	f.Add(int64(7), int64(1<<63-1), []byte(texts[7]), flat(proofs[7]))
+	f.Add(int64(7), int64(9), []byte("x\n"), flat(proofs[7]))
+	f.Add(int64(8), int64(9), []byte(texts[8]), flat(proofs[7]))
+	f.Fuzz(func(t *testing.T, id, size int64, text, proof []byte) {
+		r := Record{Database: "sum.golang.org", ID: id, Text: text, TreeSize: size, Proof: hashesOf(proof)}
+		err := r.Check(root)
+		switch {
+		case err != nil && !errors.Is(err, ErrRefused):
+			t.Errorf("Check = %v, want ErrRefused", err)
+		case err != nil && size == 9 && id >= 0 && id < 9 && string(text) == texts[id] && slices.Equal(r.Proof, proofs[id]):
+			t.Errorf("the true proof of record %d: %v", id, err)
+		case err == nil && !slices.Contains(texts, string(text)):
+			t.Errorf("record %d of %d: text %q is accepted with the proof %x", id, size, text, proof)
+		case err == nil && size == 9 && (string(text) != texts[id] || !slices.Equal(r.Proof, proofs[id])):
+			t.Errorf("record %d: text %q is accepted with the proof %x", id, text, proof)
+		}
+	})
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // key returns a fresh key of a database called name.
-func key(t *testing.T, name string) (note.Signer, note.Verifier) {
+func key(t testing.TB, name string) (note.Signer, note.Verifier) {
 	t.Helper()
 	skey, vkey, err := note.GenerateKey(rand.Reader, name)
 	if err != nil {
@@ -30,7 +30,7 @@ func key(t *testing.T, name string) (note.Signer, note.Verifier) {
 	return s, v
 }
 
-func sign(t *testing.T, text string, s ...note.Signer) []byte {
+func sign(t testing.TB, text string, s ...note.Signer) []byte {
 	t.Helper()
 	msg, err := note.Sign(&note.Note{Text: text}, s...)
 	if err != nil {
@@ -39,7 +39,7 @@ func sign(t *testing.T, text string, s ...note.Signer) []byte {
 	return msg
 }
 
-func head(t *testing.T, s note.Signer, n int64, h tlog.Hash) []byte {
+func head(t testing.TB, s note.Signer, n int64, h tlog.Hash) []byte {
 	t.Helper()
 	return sign(t, string(tlog.FormatTree(tlog.Tree{N: n, Hash: h})), s)
 }
@@ -134,4 +134,31 @@ func TestForkCheck(t *testing.T) {
 			t.Errorf("%s: Check = %v, want ErrRefused", name, err)
 		}
 	}
+}
+
+// No proof and no derived root make a fork of two heads of one history.
+func FuzzForkCheck(f *testing.F) {
+	s, v := key(f, "sum.example")
+	var log testLog
+	for i := range 6 {
+		log.add(f, fmt.Appendf(nil, "record %d\n", i))
+	}
+	a, b, root := head(f, s, 4, log.root(f, 4)), head(f, s, 6, log.root(f, 6)), log.root(f, 4)
+	proof, err := tlog.ProveTree(6, 4, &log)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(root[:], flat(proof))
+	f.Add(make([]byte, tlog.HashSize), flat(proof))
+	f.Add(root[:], flat(proof[1:]))
+	f.Fuzz(func(t *testing.T, derived, proof []byte) {
+		fork := Fork{Database: "sum.example", A: a, B: b, Proof: hashesOf(proof)}
+		copy(fork.Derived[:], derived)
+		if err := fork.Check(v); !errors.Is(err, ErrRefused) {
+			t.Errorf("derived %x, proof %x: %v, want ErrRefused", derived, proof, err)
+		}
+		if err := tlog.CheckTree(fork.Proof, 6, log.root(t, 6), 4, fork.Derived); err == nil && fork.Derived != root {
+			t.Errorf("proof %x shows the root %x at 4 records", proof, derived)
+		}
+	})
 }
