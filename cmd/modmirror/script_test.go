@@ -52,6 +52,22 @@ type world struct {
 	mirrors map[string]*process
 }
 
+// loadModules gives up the modules of testdata/modules and a toolchain, and db what they are.
+func loadModules(up *mirrortest.Upstream, db *sumdbtest.Database) error {
+	if _, err := up.LoadDir(filepath.Join("testdata", "modules")); err != nil {
+		return err
+	}
+	up.AddToolchain("go1.99.0")
+	up.Alias("example.com/hello", "main", "v1.1.0")
+	up.Alias("example.com/untagged", "latest", "v0.0.0-20240102030405-abcdef012345")
+	for _, m := range up.Versions() {
+		zip, mod := up.Sums(m)
+		db.Add(m, zip, mod)
+	}
+	up.Mount("/sumdb/"+databaseName, db)
+	return nil
+}
+
 type worldKey struct{}
 
 func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
@@ -65,17 +81,9 @@ func setupScript(env *testscript.Env, goCache string) error {
 	w := &world{up: mirrortest.New(), db: sumdbtest.New(databaseName), mirrors: make(map[string]*process)}
 	env.Defer(w.up.Close)
 	env.Values[worldKey{}] = w
-	if _, err := w.up.LoadDir(filepath.Join("testdata", "modules")); err != nil {
+	if err := loadModules(w.up, w.db); err != nil {
 		return err
 	}
-	w.up.AddToolchain("go1.99.0")
-	w.up.Alias("example.com/hello", "main", "v1.1.0")
-	w.up.Alias("example.com/untagged", "latest", "v0.0.0-20240102030405-abcdef012345")
-	for _, m := range w.up.Versions() {
-		zip, mod := w.up.Sums(m)
-		w.db.Add(m, zip, mod)
-	}
-	w.up.Mount("/sumdb/"+databaseName, w.db)
 
 	modcache := filepath.Join(env.WorkDir, "modcache")
 	env.Vars = append(env.Vars,
@@ -92,15 +100,12 @@ func setupScript(env *testscript.Env, goCache string) error {
 		"SUMDB="+w.db.Key(),
 		"NO_PROXY=*",
 	)
-	if err := os.MkdirAll(filepath.Join(env.WorkDir, "home"), 0o755); err != nil {
-		return err
-	}
 	env.Defer(func() {
 		for _, p := range w.mirrors {
 			p.kill()
 		}
 	})
-	return nil
+	return os.MkdirAll(filepath.Join(env.WorkDir, "home"), 0o755)
 }
 
 // usageOf ends the script: it called one of its own commands wrongly.
