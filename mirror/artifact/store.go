@@ -261,8 +261,11 @@ func (s *Store) Create(limit int64) (*Draft, error) {
 	}
 	name := draftPrefix + strings.ToLower(rand.Text())
 	f, err := s.disk.Create(name)
+	if errors.Is(err, syscall.EROFS) {
+		return nil, s.fault("create a draft", err) // it was not when the store was opened: so the kernel treats a disk with errors
+	}
 	if err != nil {
-		return nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, read-only: nothing is lost
+		return nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, say: nothing is lost
 	}
 	return &Draft{s: s, name: name, f: f, hash: sha256.New(), limit: limit}, nil
 }

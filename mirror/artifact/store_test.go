@@ -187,6 +187,20 @@ func TestStoreStopsWritingAfterFault(t *testing.T) {
 	}
 }
 
+// What cannot be created because the disk became read-only ends writing: the kernel does that to a file system with errors.
+// Too many open files are no fault of the disk.
+func TestCreateOnReadOnlyDisk(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	d.note(func() { d.fail = failing("create", &fs.PathError{Op: "open", Path: "x", Err: syscall.EMFILE}) })
+	if _, err := s.Create(100); !errors.Is(err, ErrUnavailable) || s.Err() != nil {
+		t.Errorf("too many open files: %v, the store says %v", err, s.Err())
+	}
+	d.note(func() { d.fail = failing("create", &fs.PathError{Op: "open", Path: "x", Err: syscall.EROFS}) })
+	if _, err := s.Create(100); !errors.Is(err, ErrUnavailable) || s.Err() == nil || !strings.Contains(s.Err().Error(), "read-only file system") {
+		t.Errorf("read-only: %v, the store says %v", err, s.Err())
+	}
+}
+
 func TestFullDiskIsForgiven(t *testing.T) {
 	for _, errno := range []error{syscall.ENOSPC, syscall.EDQUOT} {
 		for _, op := range []string{"create", "mkdir", "write", "fsync", "rename"} {
