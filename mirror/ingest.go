@@ -25,7 +25,8 @@ import (
 //
 // then the artifact is complete or absent, and asking again repeats the steps that are missing. There is no repair code.
 //
-// The record comes first so that the hashes are known before a byte is fetched. An info or go.mod never pulls a zip.
+// The record comes first so that the hashes are known before a byte of a zip is fetched. An info or go.mod never pulls a zip,
+// and is small: it is fetched into memory while the record is looked up (see early), and checked when both are there.
 // If two nodes let different bytes in (an info with another time, a zip packed again with the same h1), the catalog
 // keeps the first; what is served is always the catalog's.
 
@@ -36,6 +37,7 @@ type intake struct {
 	man  artifact.Manifest // the record and its sums, no parts
 	want artifact.Ref      // what is committed already, if only the bytes are missing here
 	id   string            // of the request that asked first
+	mute bool              // a refusal is not the last word: raise no alarm
 
 	ref   artifact.Ref // set once accept has said yes
 	small []byte       // of an info or go.mod
@@ -58,12 +60,18 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		return have, nil, err // nobody is asked for what cannot be kept
 	}
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
-	if in.man, err = m.recorded(ctx, mv, have, id); err != nil {
+	ahead := m.fetchEarly(ctx, mv, k, have)
+	defer ahead.drop()
+	if in.man, err = m.recorded(ctx, mv, have, ahead, id); err != nil {
 		return have, nil, err
 	}
-	if err := m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
-		return in.accept(ctx, body, size, source)
-	}); err != nil {
+	done, err := ahead.admit(ctx, in)
+	if !done {
+		err = m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
+			return in.accept(ctx, body, size, source)
+		})
+	}
+	if err != nil {
 		return have, nil, m.flights.inTime(ctx, "the upstream", err)
 	}
 	if in.ref.IsZero() {
@@ -280,6 +288,9 @@ func notAbsent(err error) error {
 
 // reject keeps what a source sent, and raises the alarm.
 func (in *intake) reject(d *artifact.Draft, reason string, err error, source string) {
+	if in.mute {
+		return
+	}
 	mv := in.man.Module
 	in.m.alarm(in.id, reason, err, "module", mv.Path, "version", mv.Version, "kind", in.kind, "source", source, "digest", d.Ref().Digest)
 	if d.Size() == 0 {

@@ -20,11 +20,11 @@ const (
 )
 
 // recorded is step 1. It returns a manifest that has the record of mv and no parts.
-func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.Manifest, id string) (artifact.Manifest, error) {
+func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.Manifest, ahead *early, id string) (artifact.Manifest, error) {
 	start := time.Now()
 	if have.Record.IsZero() {
 		r, err := m.config.Checksums.Record(ctx, mv)
-		if isAbsent(err) && m.justPublished(ctx, mv) {
+		if isAbsent(err) && !ahead.absent() && m.justPublished(ctx, mv) {
 			r, err = m.awaitRecord(ctx, mv)
 		}
 		if err == nil {
