@@ -48,7 +48,7 @@ fuzz:
 	done
 
 real: build
-	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
+	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror MODMIRROR_REAL_UPSTREAM='$(DEFAULT_UPSTREAM)' go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
 
 soak:
 	go test -tags soak -count=1 -v -timeout 90m -run '^TestSoak$$' ./cmd/modmirror
