@@ -47,8 +47,9 @@ type result[T any] struct {
 }
 
 // ask asks the sources with f, which begins with a request of class c, best first. The next one is asked when the last one
-// has failed, and also when it has said nothing for c's patience (less if ctx ends soon): one that hangs then costs no more than that, and one that is merely slow is not
-// given up. Results come as they are there. Who has seen enough breaks off, which ends the questions that are still open.
+// has failed, and also when it has said nothing for c's patience (less if ctx ends soon): one that hangs then costs no more
+// than that, and one that is merely slow is not given up. Results come as they are there. Who has seen enough breaks off,
+// which ends the questions that are still open.
 //
 // Whether a proxy speaks for the database is found out only when its turn comes; one that does not yields nothing. If
 // nothing is yielded there is nobody to ask, or ctx is done.

@@ -63,9 +63,10 @@ func newSource(id int, src Source, proxy bool) *source {
 	return &source{Source: src, id: id, proxy: proxy, fetches: make(chan struct{}, maxFetches), late: make(map[class]time.Time)}
 }
 
-// failing reports whether s did not answer a request of class c lately, so that asking it is likely to cost time. When it may be tried again,
-// one caller is told so; the others go on leaving it for last until it is known what came of that. One whose answer did
-// not hold keeps its place: else the next lookup would end with another source's "not found", as if no check had failed.
+// failing reports whether s did not answer a request of class c lately, so that asking it is likely to cost time. When it
+// may be tried again, one caller is told so; the others go on leaving it for last until it is known what came of that. One
+// whose answer did not hold keeps its place: else the next lookup would end with another source's "not found", as if no
+// check had failed.
 func (s *source) failing(c class, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
