@@ -116,8 +116,9 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 	target := s.url(q)
 	asked := target.String()
 	reqCtx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(s.headerTimeout(ctx, q), func() {
-		cancel(fmt.Errorf("no answer for %v: %w", s.c.HeaderTimeout, context.DeadlineExceeded))
+	most := s.headerTimeout(ctx, q)
+	timer := time.AfterFunc(most, func() {
+		cancel(fmt.Errorf("no answer for %v: %w", most.Round(time.Millisecond), context.DeadlineExceeded))
 	})
 	resp, err := s.follow(reqCtx, target)
 	timer.Stop()
@@ -134,9 +135,9 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 		}
 		return nil, broken(ctx, s.String(), asked, err)
 	}
-	b := &idleBody{ReadCloser: resp.Body, d: s.c.IdleTimeout, ctx: reqCtx, done: func() { cancel(nil) }}
+	b := &idleBody{ReadCloser: resp.Body, d: q.most(s.c.IdleTimeout), ctx: reqCtx, done: func() { cancel(nil) }}
 	b.timer = time.AfterFunc(b.d, func() {
-		cancel(fmt.Errorf("no byte for %v: %w", s.c.IdleTimeout, context.DeadlineExceeded))
+		cancel(fmt.Errorf("no byte for %v: %w", b.d.Round(time.Millisecond), context.DeadlineExceeded))
 	})
 	b.timer.Stop() // until the first Read
 	if resp.StatusCode != http.StatusOK {
@@ -156,7 +157,7 @@ func (s *site) headerTimeout(ctx context.Context, q question) time.Duration {
 	if end, ok := ctx.Deadline(); ok && q.patient {
 		return time.Until(end) + time.Second // ctx ends first
 	}
-	return s.c.HeaderTimeout
+	return q.most(s.c.HeaderTimeout)
 }
 
 // redirectError is a redirect, with this status, that is not followed.

@@ -10,6 +10,7 @@ import (
 	pathpkg "path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/module"
 
@@ -195,7 +196,8 @@ func (l *List) walk(ctx context.Context, q question, verified bool, use func(e *
 	}
 	best, bestRank := error(nil), absent
 	for i, e := range l.entries {
-		q.patient = !e.fallback || i+1 == len(l.entries)
+		left := len(l.entries) - i
+		q.patient, q.share = !e.fallback || left == 1, shareOf(ctx, left)
 		err := ask(ctx, e.src, l.metrics, q, func(body io.Reader, size int64) error { return use(e, body, size) })
 		if err == nil {
 			return nil
@@ -219,6 +221,14 @@ func (l *List) walk(ctx context.Context, q question, verified bool, use func(e *
 		return errOff // nothing but "off"
 	}
 	return best
+}
+
+// shareOf returns the part of the time left for the next of so many entries; 0 if there is no end to it.
+func shareOf(ctx context.Context, entries int) time.Duration {
+	if end, ok := ctx.Deadline(); ok {
+		return time.Until(end) / time.Duration(entries)
+	}
+	return 0
 }
 
 // rankOf returns how telling err is. If it is an error of the caller's own, not of the source's, it returns it as own.

@@ -45,7 +45,7 @@ type Config struct {
 	IdleTimeout time.Duration
 
 	// HeaderTimeout is how long to wait for an answer to begin if there is another entry to ask then, or if the context
-	// has no deadline. Otherwise the context alone decides: an upstream that fetches a new version first, and a checksum
+	// has no deadline. If the context leaves less time, each entry gets an equal part of it, so that the last is asked, too. Otherwise the context alone decides: an upstream that fetches a new version first, and a checksum
 	// database that has to learn of it, may take minutes (go.dev/issue/70042). Default: 30 s.
 	HeaderTimeout time.Duration
 
