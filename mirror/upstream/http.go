@@ -101,13 +101,26 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // enter waits for the request's turn. The caller leaves when its body is closed.
 func (s *site) enter(ctx context.Context, q question) (leave func(), err error) {
-	wait, cancel := context.WithTimeout(ctx, s.c.HeaderTimeout)
+	wait, cancel := context.WithTimeout(ctx, s.turnTimeout(ctx, q))
 	defer cancel()
-	leave, err = s.slots.enter(wait, q.kind == "zip")
-	if err != nil {
-		return nil, broken(ctx, s.String(), s.url(q).String(), fmt.Errorf("%d requests to this host are under way already: %w", s.c.MaxPerHost, err))
+	leave, busy := s.slots.enter(wait, q.kind == "zip")
+	if busy == nil {
+		return leave, nil
 	}
-	return leave, nil
+	e := broken(ctx, s.String(), s.url(q).String(), wait.Err())
+	if !errors.Is(e.Err, context.Canceled) {
+		e.Err = fmt.Errorf("%w: %w", busy, e.Err)
+	}
+	return nil, e
+}
+
+// turnTimeout returns how long to wait for the request's turn. It is our own requests that are in the way, which end; so
+// a zip, behind which other zips wait for minutes, is as patient as what has nobody else to ask.
+func (s *site) turnTimeout(ctx context.Context, q question) time.Duration {
+	if q.kind == "zip" && q.share > 0 && !q.patient {
+		return time.Until(q.until)
+	}
+	return s.headerTimeout(ctx, q)
 }
 
 // try sends one request and follows redirects. On success the answer's body calls leave when it is closed; on failure
@@ -135,7 +148,7 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 		}
 		return nil, broken(ctx, s.String(), asked, err)
 	}
-	b := &idleBody{ReadCloser: resp.Body, d: q.most(s.c.IdleTimeout), ctx: reqCtx, done: func() { cancel(nil) }}
+	b := &idleBody{ReadCloser: resp.Body, d: s.idleTimeout(q), ctx: reqCtx, done: func() { cancel(nil) }}
 	b.timer = time.AfterFunc(b.d, func() {
 		cancel(fmt.Errorf("no byte for %v: %w", b.d.Round(time.Millisecond), context.DeadlineExceeded))
 	})
@@ -152,12 +165,23 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 	return &answer{url: asked, contentType: resp.Header.Get("Content-Type"), size: resp.ContentLength, body: b}, nil
 }
 
+// idleTimeout returns how long to wait for the next byte.
+func (s *site) idleTimeout(q question) time.Duration {
+	if q.patient || q.share <= 0 {
+		return s.c.IdleTimeout
+	}
+	return min(s.c.IdleTimeout, q.share)
+}
+
 // headerTimeout returns how long to wait for the header.
 func (s *site) headerTimeout(ctx context.Context, q question) time.Duration {
 	if end, ok := ctx.Deadline(); ok && q.patient {
 		return time.Until(end) + time.Second // ctx ends first
 	}
-	return q.most(s.c.HeaderTimeout)
+	if q.patient || q.share <= 0 {
+		return s.c.HeaderTimeout
+	}
+	return min(s.c.HeaderTimeout, time.Until(q.until))
 }
 
 // redirectError is a redirect, with this status, that is not followed.

@@ -487,17 +487,75 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		if n := underWay(); n != 4 {
 			t.Errorf("%d requests under way, want 4", n)
 		}
-		begin := time.Now()
-		_, err = l.Entries()[1].Get(ctx, "/sumdb/x/latest", 1)
-		checkMatches(t, "no slot", err, "unavailable", "deadline")
-		if took := time.Since(begin); took != 30*time.Second || !strings.Contains(err.Error(), "under way already") {
-			t.Errorf("no slot after %v: %v", took, err)
+		for want, ask := range map[string]func(context.Context) error{
+			"4 requests to this host are under way already": func(ctx context.Context) error {
+				_, err := l.Entries()[1].Get(ctx, "/sumdb/x/latest", 1)
+				return err
+			},
+			"2 zips from this host are under way already": func(ctx context.Context) error {
+				return l.Fetch(ctx, anyModule, artifact.Zip, func(io.Reader, int64, string) error { return nil })
+			},
+		} {
+			// Before the 30 s are over after which the two zips are given up, because there is another entry to ask.
+			short, cancel := context.WithTimeout(ctx, 7*time.Second)
+			begin := time.Now()
+			err := ask(short)
+			checkMatches(t, want, err, "unavailable", "deadline")
+			if took := time.Since(begin); took != 7*time.Second || !strings.Contains(err.Error(), want) {
+				t.Errorf("after %v: %v, want %s", took, err, want)
+			}
+			cancel()
 		}
 		close(release)
 		wg.Wait()
 		if now != 0 || most != 4 {
 			t.Errorf("at the end %d are under way, at most there were %d", now, most)
 		}
+	})
+}
+
+// The turn of a zip comes when those before it are done, which may be long after any answer must have begun.
+func TestZipsWaitForTheirTurn(t *testing.T) {
+	for goproxy, wait := range map[string]time.Duration{"https://a.example": 9 * time.Minute, "https://a.example|https://b.example": 4 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			l, err := Parse(goproxy, Config{MaxPerHost: 2, Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: 200, ContentLength: 1, Body: io.NopCloser(strings.NewReader("x"))}, nil
+			})})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			defer cancel()
+			begin := time.Now()
+			go l.Fetch(ctx, anyModule, artifact.Zip, func(io.Reader, int64, string) error { time.Sleep(wait); return nil })
+			synctest.Wait()
+			if err := l.Fetch(ctx, anyModule, artifact.Zip, func(io.Reader, int64, string) error { return nil }); err != nil || time.Since(begin) != wait {
+				t.Errorf("%s: after %v: %v", goproxy, time.Since(begin), err)
+			}
+		})
+	}
+}
+
+// Who ends waiting for one of all slots gives the one for large requests back.
+func TestSlotOfLargeComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newNetwork(Config{}).slotsOf("x", 1)
+		leave, err := s.enter(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			_, err := s.enter(waiting, true)
+			done <- err
+		}()
+		synctest.Wait() // it has the one for large requests
+		cancel()
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "1 requests") || len(s.large) != 0 {
+			t.Errorf("enter = %v, %d slots for large requests taken", err, len(s.large))
+		}
+		leave()
 	})
 }
 

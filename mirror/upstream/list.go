@@ -197,7 +197,10 @@ func (l *List) walk(ctx context.Context, q question, verified bool, use func(e *
 	best, bestRank := error(nil), absent
 	for i, e := range l.entries {
 		left := len(l.entries) - i
-		q.patient, q.share = !e.fallback || left == 1, shareOf(ctx, left)
+		if q.patient = !e.fallback || left == 1; !q.patient {
+			q.share = shareOf(ctx, left)
+			q.until = time.Now().Add(q.share)
+		}
 		err := ask(ctx, e.src, l.metrics, q, func(body io.Reader, size int64) error { return use(e, body, size) })
 		if err == nil {
 			return nil

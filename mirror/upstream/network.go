@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -210,13 +211,14 @@ func (n *network) slotsOf(origin string, most int) *slots {
 	return s
 }
 
-// enter waits for a slot until ctx ends. A large request takes one of the few for large ones first.
+// enter waits for a slot until ctx ends; the error says which limit was in the way. A large request takes one of the few for
+// large ones first.
 func (s *slots) enter(ctx context.Context, large bool) (leave func(), err error) {
 	if large {
 		select {
 		case s.large <- struct{}{}:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("%d zips from this host are under way already", cap(s.large))
 		}
 	}
 	unlarge := func() {
@@ -229,7 +231,7 @@ func (s *slots) enter(ctx context.Context, large bool) (leave func(), err error)
 		return sync.OnceFunc(func() { <-s.all; unlarge() }), nil
 	case <-ctx.Done():
 		unlarge()
-		return nil, ctx.Err()
+		return nil, fmt.Errorf("%d requests to this host are under way already", cap(s.all))
 	}
 }
 

@@ -24,16 +24,8 @@ type question struct {
 	text    bool   // an answer of HTML is none
 	patient bool   // nobody else is asked if this takes long: wait as long as ctx
 
-	share time.Duration // unless patient: of the time that ctx had left, what this source may take to begin; 0: ctx has no end
-}
-
-// most returns how long a source that is asked q may be waited for at a time, d unless somebody else is to be asked then
-// and would have no time left.
-func (q question) most(d time.Duration) time.Duration {
-	if q.patient || q.share <= 0 {
-		return d
-	}
-	return min(d, q.share)
+	share time.Duration // unless patient: of the time that ctx had left, what the source may take to begin; 0: ctx has no end
+	until time.Time     // when the share is over
 }
 
 // answer is the beginning of a good answer. The body is not read yet.

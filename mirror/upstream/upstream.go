@@ -50,7 +50,8 @@ type Config struct {
 	HeaderTimeout time.Duration
 
 	// MaxPerHost is how many requests to one host may be under way. Zips get at most half of them, so that large
-	// downloads never hold up small answers. A request waits for its turn for HeaderTimeout. Default: 64.
+	// downloads never hold up small answers. A request waits for its turn as for an answer, a zip for as long as ctx leaves
+	// to its entry. Default: 64.
 	MaxPerHost int
 
 	// Transport replaces the network, for tests. It must heed contexts. Redirects are then checked by the name of the
