@@ -2,12 +2,15 @@ package artifact
 
 import (
 	"archive/zip"
+	"bufio"
 	"cmp"
+	"compress/flate"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"runtime"
@@ -52,15 +55,15 @@ type ZipSums struct {
 //     belongs to an entry or to the directory: no script in front, nothing behind, no comment, no gaps, no overlaps
 //  2. the rules of golang.org/x/mod/zip.CheckZip, which the go command applies when it unpacks: prefix, clean and
 //     portable names, no duplicates or case collisions, no nested go.mod, limits on the sizes that are declared
-//  3. local headers that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
-//  4. the h1 of all entries, each inflated no further than it declares, with its CRC
+//  3. local headers and data descriptors that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
+//  4. the h1 of all entries, each inflated no further than it declares, with its CRC, from all of its compressed bytes
 //
 // A zip that does not pass matches [ErrRefused], and the first offender is quoted in the error. If f cannot be read, the
 // error matches [ErrUnavailable]; if ctx ends, it is that of ctx.
 //
 // Errors do not name m; the caller does.
 //
-// CheckZip uses all processors and, for each of them, about 100 KB; a go.mod is held as a whole. How many checks run at
+// CheckZip uses all processors and, for each of them, about 140 KB; a go.mod is held as a whole. How many checks run at
 // a time is the caller's business.
 func CheckZip(ctx context.Context, f ZipFile, size int64, m module.Version) (ZipSums, error) {
 	src := &source{r: f}
@@ -212,8 +215,8 @@ func (h *hasher) run(ctx context.Context) error {
 }
 
 func (h *hasher) work(ctx context.Context, order []int) error {
-	buf := buffers.Get().(*[64 << 10]byte)
-	defer buffers.Put(buf)
+	in := inflaters.Get().(*inflater)
+	defer inflaters.Put(in)
 	state := sha256.New()
 	for {
 		n := int(h.next.Add(1)) - 1
@@ -223,7 +226,7 @@ func (h *hasher) work(ctx context.Context, order []int) error {
 		f := h.files[order[n]]
 		state.Reset()
 		var keep []byte
-		err := inflate(ctx, f, buf[:], func(p []byte) {
+		err := in.inflate(ctx, f, func(p []byte) {
 			state.Write(p)
 			if f.Name == h.goMod {
 				keep = append(keep, p...)
@@ -239,30 +242,72 @@ func (h *hasher) work(ctx context.Context, order []int) error {
 	}
 }
 
-// inflate passes the contents of f on, to the very end: archive/zip compares the CRC there. It fails as soon as there
-// is more than f declares.
-func inflate(ctx context.Context, f *zip.File, buf []byte, to func([]byte)) error {
-	rc, err := f.Open()
+// inflater reads the contents of one entry after the other. The one of archive/zip does not tell where the compressed
+// data end, and who reads the file from the front goes on there.
+type inflater struct {
+	packed *bufio.Reader // flate takes no byte too many from one
+	flate  io.ReadCloser
+	buf    [64 << 10]byte
+}
+
+var inflaters = sync.Pool{New: func() any {
+	packed := bufio.NewReaderSize(nil, 32<<10)
+	return &inflater{packed: packed, flate: flate.NewReader(packed)}
+}}
+
+// inflate passes the contents of f on, and checks that they and their checksum are what f declares, and that nothing is
+// left of the compressed data. It fails as soon as there is more than f declares.
+func (in *inflater) inflate(ctx context.Context, f *zip.File, to func([]byte)) error {
+	raw, err := f.OpenRaw()
 	if err != nil {
 		return err
 	}
-	defer rc.Close()
-	for {
-		if err := ctx.Err(); err != nil {
+	in.packed.Reset(raw)
+	defer in.packed.Reset(nil) // f may be large, and the pool lives on
+	contents := io.Reader(in.packed)
+	if f.Method == zip.Deflate && f.CompressedSize64 > 0 {
+		if err := in.flate.(flate.Resetter).Reset(in.packed, nil); err != nil {
 			return err
 		}
-		n, err := rc.Read(buf)
-		to(buf[:n])
-		if err == io.EOF {
-			return nil
+		contents = in.flate
+	}
+	crc, n, err := in.copy(ctx, contents, f.UncompressedSize64, to)
+	switch {
+	case err != nil:
+		return err
+	case n != f.UncompressedSize64:
+		return fmt.Errorf("not the %d bytes that it declares", f.UncompressedSize64)
+	case crc != f.CRC32:
+		return zip.ErrChecksum
+	}
+	switch _, err := in.packed.ReadByte(); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return errors.New("bytes behind the end of its compressed data")
+	default:
+		return err
+	}
+}
+
+// copy passes what r has on until its end, or until there are more than most bytes, and returns the checksum.
+func (in *inflater) copy(ctx context.Context, r io.Reader, most uint64, to func([]byte)) (crc uint32, n uint64, err error) {
+	for n <= most {
+		if err := ctx.Err(); err != nil {
+			return 0, 0, err
 		}
-		if err == zip.ErrFormat {
-			return fmt.Errorf("not the %d bytes that it declares", f.UncompressedSize64)
+		k, err := r.Read(in.buf[:])
+		to(in.buf[:k])
+		crc = crc32.Update(crc, crc32.IEEETable, in.buf[:k])
+		n += uint64(k)
+		if err == io.EOF {
+			break
 		}
 		if err != nil {
-			return err
+			return 0, 0, err
 		}
 	}
+	return crc, n, nil
 }
 
 // h1 returns the hash over the lines "<sum>  <name>\n" in the order of names (golang.org/x/mod/sumdb/dirhash.Hash1).
@@ -278,8 +323,6 @@ func (h *hasher) h1() string {
 	}
 	return "h1:" + base64.StdEncoding.EncodeToString(all.Sum(nil))
 }
-
-var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // source remembers when the bytes could not be read, which is no fault of theirs.
 type source struct {

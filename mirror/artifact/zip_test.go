@@ -84,7 +84,67 @@ func honestZips() map[string][]byte {
 		"incompressible, several blocks": mirrortest.RawZip("", mod, entry("noise", string(noise))),
 		"modes and extra fields":         mirrortest.RawZip("", mirrortest.Entry{Name: hello.String() + "/x.sh", Data: "x", Mode: 0o755, Extra: []byte{1, 2, 0, 0}}),
 		"zip64 without need":             zip64(mirrortest.HonestZip(hello)),
+		"zip64 sizes without need":       local64(),
+		"descriptor":                     described(false, 4),
+		"signed descriptor":              described(true, 4),
+		"descriptor of zip64":            described(false, 8),
+		"signed descriptor of zip64":     described(true, 8),
 	}
+}
+
+// oneEntry returns the parts of a zip with a go.mod: its local header, the compressed data, and the directory.
+func oneEntry(flags uint16) (header, data, directory []byte) {
+	e := entry("go.mod", "module example.com/hello\n")
+	e.Flags = flags
+	b := mirrortest.RawZip("", e)
+	central := bytes.Index(b, []byte("PK\x01\x02"))
+	at := 30 + len(e.Name)
+	return b[:at:at], b[at : at+int(b[central+20])], bytes.Clone(b[central:])
+}
+
+// joined returns the zip of these parts, with the right offset of the directory.
+func joined(directory []byte, front ...[]byte) []byte {
+	b := slices.Concat(front...)
+	binary.LittleEndian.PutUint32(directory[len(directory)-6:], uint32(len(b)))
+	return append(b, directory...)
+}
+
+// local64 returns a zip whose local header has the sizes in an extra field, as it must have them from 4 GiB on.
+func local64() []byte {
+	header, data, directory := oneEntry(0)
+	le := binary.LittleEndian
+	extra := []byte{1, 0, 16, 0}
+	extra = le.AppendUint64(extra, uint64(le.Uint32(header[22:])))
+	extra = le.AppendUint64(extra, uint64(le.Uint32(header[18:])))
+	copy(header[18:], "\xff\xff\xff\xff\xff\xff\xff\xff")
+	header[28] = byte(len(extra))
+	return joined(directory, header, extra, data)
+}
+
+// descriptorAt is where the data descriptor begins in what described returns.
+var descriptorAt = func() int {
+	header, data, _ := oneEntry(8)
+	return len(header) + len(data)
+}()
+
+// described returns a zip whose data descriptor has sizes of so many bytes.
+func described(signed bool, width int) []byte {
+	header, data, directory := oneEntry(8)
+	var d []byte
+	if signed {
+		d = append(d, "PK\x07\x08"...)
+	}
+	d = append(d, directory[16:20]...)
+	for _, at := range []int{20, 24} {
+		d = append(d, append(directory[at:at+4:at+4], 0, 0, 0, 0)[:width]...)
+	}
+	return joined(directory, header, data, d)
+}
+
+// changed returns b with the byte at i flipped.
+func changed(b []byte, i int, mask byte) []byte {
+	b[i] ^= mask
+	return b
 }
 
 // zip64 returns b with its end in the zip64 form.
@@ -216,8 +276,13 @@ func TestCheckZipNamesTheOffender(t *testing.T) {
 		{"count too large", edit(func(b []byte) { b[end+8]++; b[end+10]++ }), "cut short"},
 		{"large directory", edit(func(b []byte) { le.PutUint32(b[end+12:], 64<<20) }), "33554432"},
 		{"overlap", edit(func(b []byte) { b[central+20]++ }), "overlaps"},
-		{"hole", edit(func(b []byte) { b[central+20]-- }), "belong to no entry"},
+		{"hole", edit(func(b []byte) { b[18]--; b[central+20]-- }), "belong to no entry"},
 		{"tail in front of the directory", moveDirectory(good), "belong to no entry"},
+		{"zip64 sizes announced and missing", edit(func(b []byte) { copy(b[18:], "\xff\xff\xff\xff\xff\xff\xff\xff") }), "zip64 sizes"},
+		{"zip64 sizes that lie", changed(local64(), 30+len(hello.String())+len("/go.mod")+4, 1), "other sizes"},
+		{"8-byte sizes that lie", changed(described(true, 8), descriptorAt+8, 1), "data descriptor"},
+		{"no signature where there is place for one", changed(described(true, 8), descriptorAt, 1), "data descriptor"},
+		{"a descriptor of an odd size", slices.Concat(described(false, 4)[:descriptorAt], []byte("x"), described(false, 4)[descriptorAt:]), ""},
 		{"offset in zip64", edit(func(b []byte) { le.PutUint32(b[central+42:], 1<<32-1) }), "entry 0"},
 	} {
 		sums, err := check(t, tt.zip)
@@ -261,6 +326,7 @@ func TestCheckZipEnforcesSizes(t *testing.T) {
 	refused(t, "large go.mod", sums, err, "16777216")
 
 	b = streamed("a/", "b") // x/mod does not count directories
+	binary.LittleEndian.PutUint32(b[22:], 1<<30)
 	binary.LittleEndian.PutUint32(b[bytes.Index(b, []byte("PK\x01\x02"))+24:], 1<<30)
 	sums, err = check(t, b)
 	refused(t, "directory with contents", sums, err, "524288000")
@@ -269,6 +335,7 @@ func TestCheckZipEnforcesSizes(t *testing.T) {
 func TestLyingZipCostsNothing(t *testing.T) {
 	b := mirrortest.Bomb(hello, 2<<30)
 	central := bytes.LastIndex(b, []byte("PK\x01\x02"))
+	binary.LittleEndian.PutUint32(b[22:], 10)
 	binary.LittleEndian.PutUint32(b[central+24:], 10)
 	f := open(t, b)
 	cost := func() (time.Duration, uint64) {

@@ -22,6 +22,8 @@ const (
 	locator64Magic = 0x07064b50
 	endMagic       = 0x06054b50
 
+	descriptorMagic = 0x08074b50
+
 	localLen     = 30 // without name and extra
 	directoryLen = 46 // without name, extra and comment
 	end64Len     = 56 // without extensible data, which nobody writes
@@ -135,7 +137,7 @@ func walkDirectory(r io.ReaderAt, n, start, length int64) (directory, error) {
 	return d, nil
 }
 
-// check compares the local header of every entry with the directory, and that the entries lie one behind the other from
+// check compares the local header and the data descriptor of every entry with the directory, and that the entries lie one behind the other from
 // offset 0 to the directory. A program that reads the file from the front sees the same files then as one that starts
 // at its end.
 func (d directory) check(ctx context.Context, r io.ReaderAt, files []*zip.File) error {
@@ -191,18 +193,91 @@ func checkLocal(r io.ReaderAt, f *zip.File, off, next int64, buf []byte) (end in
 	if le.Uint16(h[8:]) != f.Method || f.Method != zip.Store && f.Method != zip.Deflate {
 		return 0, fmt.Errorf("compressed by method %d, by %d in the local header", f.Method, le.Uint16(h[8:]))
 	}
-	data := off + int64(len(h)) + int64(le.Uint16(h[28:]))
+	extra := off + int64(len(h))
+	data := extra + int64(le.Uint16(h[28:]))
 	if data > next || f.CompressedSize64 > uint64(next-data) {
 		return 0, errors.New("overlaps the next one")
 	}
-	end = data + int64(f.CompressedSize64)
-	switch gap := next - end; {
-	case gap == 0:
-		return end, nil // archive/zip misses the descriptor, if there must be one
-	case f.Flags&8 != 0 && (gap == 12 || gap == 16 || gap == 20 || gap == 24):
-		return next, nil // a data descriptor: CRC and sizes of 4 or 8 bytes, with or without a signature
+	if err := checkLocalSizes(r, f, h, extra, data); err != nil {
+		return 0, err
 	}
-	return end, nil // and whatever follows at next finds that it does not begin here
+	end = data + int64(f.CompressedSize64)
+	if f.Flags&hasDescriptor == 0 {
+		return end, nil // and whatever is in front of next finds that it does not begin here
+	}
+	if err := checkDescriptor(r, f, end, next); err != nil {
+		return 0, err
+	}
+	return next, nil
+}
+
+// hasDescriptor is the flag of an entry whose checksum and sizes stand behind it.
+const hasDescriptor = 8
+
+// checkLocalSizes checks that the local header h of f, with its extra fields between two offsets, says what the directory
+// does. With a data descriptor it may leave that to it, and say 0.
+func checkLocalSizes(r io.ReaderAt, f *zip.File, h []byte, extra, data int64) error {
+	le := binary.LittleEndian
+	if flags := le.Uint16(h[6:]); flags != f.Flags {
+		return fmt.Errorf("flags %#x, %#x in the local header", f.Flags, flags)
+	}
+	packed, raw := uint64(le.Uint32(h[18:])), uint64(le.Uint32(h[22:]))
+	if packed == math.MaxUint32 && raw == math.MaxUint32 {
+		var err error
+		if packed, raw, err = readExtra64(r, extra, data); err != nil {
+			return err
+		}
+	}
+	same := func(local, want uint64) bool { return local == want || local == 0 && f.Flags&hasDescriptor != 0 }
+	if !same(uint64(le.Uint32(h[14:])), uint64(f.CRC32)) || !same(packed, f.CompressedSize64) || !same(raw, f.UncompressedSize64) {
+		return errors.New("its local header has another checksum or other sizes")
+	}
+	return nil
+}
+
+// readExtra64 returns the sizes in the zip64 field of a local header's extra fields (APPNOTE.TXT, 4.5.3).
+func readExtra64(r io.ReaderAt, from, to int64) (packed, raw uint64, err error) {
+	b := make([]byte, to-from)
+	if err := readFull(r, b, from); err != nil {
+		return 0, 0, err
+	}
+	for le := binary.LittleEndian; len(b) >= 4; {
+		size := int(le.Uint16(b[2:]))
+		if size > len(b)-4 {
+			break
+		}
+		if le.Uint16(b) == 1 && size >= 16 {
+			return le.Uint64(b[12:]), le.Uint64(b[4:]), nil
+		}
+		b = b[4+size:]
+	}
+	return 0, 0, errors.New("its local header lacks the zip64 sizes that it announces")
+}
+
+// checkDescriptor checks that exactly a data descriptor of f lies between two offsets: checksum and sizes of 4 or 8 bytes,
+// with or without a signature (APPNOTE.TXT, 4.3.9).
+func checkDescriptor(r io.ReaderAt, f *zip.File, from, to int64) error {
+	var buf [24]byte
+	n := to - from
+	if n != 12 && n != 16 && n != 20 && n != 24 {
+		return fmt.Errorf("%d bytes behind it, which are no data descriptor and belong to no entry", n)
+	}
+	b := buf[:n]
+	if err := readFull(r, b, from); err != nil {
+		return err
+	}
+	le, ok := binary.LittleEndian, true
+	if n == 16 || n == 24 {
+		ok, b = le.Uint32(b) == descriptorMagic, b[4:]
+	}
+	packed, raw := uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:]))
+	if len(b) == 20 {
+		packed, raw = le.Uint64(b[4:]), le.Uint64(b[12:])
+	}
+	if !ok || le.Uint32(b) != f.CRC32 || packed != f.CompressedSize64 || raw != f.UncompressedSize64 {
+		return errors.New("its data descriptor has another checksum or other sizes")
+	}
+	return nil
 }
 
 // readFull reads all of b at off; a file that ends before is not what its directory says.

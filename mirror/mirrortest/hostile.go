@@ -20,6 +20,7 @@ type Entry struct {
 	Local    string      // name in the local header, of the same length, if it differs
 	Declared uint64      // size that the headers declare, if it is not that of Data
 	CRC      uint32      // checksum that the headers declare, if it is not that of Data
+	Behind   string      // bytes behind the compressed data that count as part of them
 	Method   uint16      // zip.Deflate if zero
 	Flags    uint16      // set in both headers, in addition
 	Mode     fs.FileMode // unix mode bits, if not zero
@@ -48,6 +49,7 @@ func RawZip(comment string, entries ...Entry) []byte {
 		if e.Mode != 0 {
 			h.SetMode(e.Mode)
 		}
+		data = append(data, e.Behind...)
 		h.CompressedSize64 = uint64(len(data))
 		w, err := z.CreateRaw(h)
 		must(err)
@@ -149,6 +151,7 @@ func honest(m module.Version) []Entry {
 func HostileZips(m module.Version) []Hostile {
 	good := honest(m)
 	clean := HonestZip(m)
+	streamed, descriptor := streamedZip(m)
 	p := m.String() + "/"
 	with := func(more ...Entry) []byte { return RawZip("", append(honest(m), more...)...) }
 	change := func(set func(e *Entry)) []byte {
@@ -162,6 +165,18 @@ func HostileZips(m module.Version) []Hostile {
 		{"a comment", RawZip("a comment", good...), true},
 		{"another name in the local header", change(func(e *Entry) { e.Local = p + "jello.go" }), true},
 		{"a symbolic link by mode", change(func(e *Entry) { e.Mode = fs.ModeSymlink | 0o777 }), true},
+		{"encrypted by the local header", local(clean, 6, 1), true},
+		{"a data descriptor announced by the local header", local(clean, 6, 8), true},
+		{"another checksum in the local header", local(clean, 14, 1), true},
+		{"another packed size in the local header", local(clean, 18, 1), true},
+		{"another size in the local header", local(clean, 22, 1), true},
+		{"no sizes in the local header", local(clean, 18, clean[18], 0, 0, 0, clean[22]), true},
+		{"a data descriptor without a signature", local(streamed, descriptor, 1), false},
+		{"another checksum in the data descriptor", local(streamed, descriptor+4, 1), false},
+		{"another packed size in the data descriptor", local(streamed, descriptor+8, 1), true},
+		{"another size in the data descriptor", local(streamed, descriptor+12, 1), true},
+		{"bytes behind the end of the compressed data", change(func(e *Entry) { e.Behind = "#!/bin/sh\n" }), true},
+		{"an entry behind the end of the compressed data", change(func(e *Entry) { e.Behind = string(clean[:len(clean)/2]) }), true},
 		{"a gap between the entries", gap(clean, []byte(p+"hello.go")), true},
 		{"a duplicate entry", with(good[1]), false},
 		{"a duplicate entry with other content", with(Entry{Name: good[1].Name, Data: "package evil\n"}), false},
@@ -186,6 +201,24 @@ func HostileZips(m module.Version) []Hostile {
 		{"nothing at all", nil, false},
 	}
 	return list
+}
+
+// streamedZip returns the honest zip with data descriptors, and where that of its first entry begins.
+func streamedZip(m module.Version) (b []byte, descriptor int) {
+	list := honest(m)
+	for i := range list {
+		list[i].Flags = 8
+	}
+	return RawZip("", list...), 30 + len(list[0].Name) + len(deflate(list[0].Data))
+}
+
+// local returns b with bytes of its first entry, whose local header is at 0, flipped by these masks.
+func local(b []byte, offset int, masks ...byte) []byte {
+	b = bytes.Clone(b)
+	for i, mask := range masks {
+		b[offset+i] ^= mask
+	}
+	return b
 }
 
 // gap inserts junk in front of the local header of the entry with this name and moves the offsets accordingly.
