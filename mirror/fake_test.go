@@ -188,7 +188,8 @@ func (c *checksums) count() int {
 	return len(c.asked)
 }
 
-// proxies asks HTTP proxies in their order. It is the least that an Upstream must be.
+// proxies asks HTTP proxies in their order. It is the least that an Upstream must be, with the errors of upstream.List: a
+// body that breaks off is an outage, whatever its reader makes of it.
 type proxies struct {
 	urls   []string
 	client http.Client
@@ -221,13 +222,32 @@ func (p *proxies) try(ctx context.Context, url, path string, accept func(io.Read
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case 200:
-		return accept(resp.Body, resp.ContentLength, url)
+		body := &breaking{r: resp.Body}
+		if err := accept(body, resp.ContentLength, url); body.err == nil || err == nil {
+			return err
+		}
+		return body.err
 	case 404, 410:
 		return fmt.Errorf("%s%s: %s: %w", url, path, resp.Status, fs.ErrNotExist)
 	case 403, 451:
 		return fmt.Errorf("%s%s: %s: %w", url, path, resp.Status, artifact.ErrPolicy)
 	}
 	return fmt.Errorf("%s%s: %s: %w", url, path, resp.Status, artifact.ErrUnavailable)
+}
+
+// breaking is a body whose errors say that the source is unavailable.
+type breaking struct {
+	r   io.Reader
+	err error
+}
+
+func (b *breaking) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if err != nil && err != io.EOF {
+		b.err = fmt.Errorf("after some bytes: %w: %w", err, artifact.ErrUnavailable)
+		err = b.err
+	}
+	return n, err
 }
 
 func (p *proxies) read(ctx context.Context, req Request) (b []byte, err error) {

@@ -153,15 +153,16 @@ func (in *intake) refOf(d *artifact.Draft) artifact.Ref {
 	return d.Ref()
 }
 
-// download streams body into d, which hashes it, and says whether all of it came.
+// download streams body into d, which hashes it, and says whether all of it came. What a connection cut short is nobody's
+// lie: only a body that came to its end, or passed its limit, can be refused.
 func (in *intake) download(d *artifact.Draft, body io.Reader, size int64) error {
 	if size > in.kind.Limit() {
 		return fmt.Errorf("%d bytes, more than the limit of %d: %w", size, in.kind.Limit(), artifact.ErrRefused)
 	}
 	n, err := io.Copy(d, body)
 	switch {
-	case err == nil && size >= 0 && n != size, errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("cut short after %d of %d bytes: %w", n, size, artifact.ErrMalformed)
+	case err == nil && size >= 0 && n != size:
+		return fmt.Errorf("cut short after %d of %d bytes: %w", n, size, artifact.ErrUnavailable)
 	case err != nil && statusOf(err) == statusOf(errUnknown):
 		return fmt.Errorf("broken off after %d bytes: %w: %w", n, err, artifact.ErrUnavailable)
 	case err != nil:

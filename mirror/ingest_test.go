@@ -20,6 +20,7 @@ import (
 
 	"modmirror/mirror/artifact"
 	"modmirror/mirror/mirrortest"
+	"modmirror/mirror/upstream"
 )
 
 // PROTOCOL 13, FAULTS 1: other bytes than the checksum database vouches for are refused with both hashes, kept apart as
@@ -127,8 +128,8 @@ func TestBrokenBodies(t *testing.T) {
 	}{
 		"html":      {func(u *mirrortest.Upstream, k artifact.Kind) { u.HTML(helloV, k) }, []int{403, 502}},
 		"gzip":      {func(u *mirrortest.Upstream, k artifact.Kind) { u.Gzip(helloV, k) }, []int{200, 403, 502}}, // a transport may undo it
-		"cut":       {func(u *mirrortest.Upstream, k artifact.Kind) { u.Truncate(helloV, k, 7) }, []int{502}},
-		"too short": {func(u *mirrortest.Upstream, k artifact.Kind) { u.WrongLength(helloV, k, 5) }, []int{502}},
+		"cut":       {func(u *mirrortest.Upstream, k artifact.Kind) { u.Truncate(helloV, k, 7) }, []int{503}},
+		"too short": {func(u *mirrortest.Upstream, k artifact.Kind) { u.WrongLength(helloV, k, 5) }, []int{503}},
 		"too long":  {func(u *mirrortest.Upstream, k artifact.Kind) { u.WrongLength(helloV, k, -5) }, []int{403, 502}},
 		"empty":     {func(u *mirrortest.Upstream, k artifact.Kind) { u.Tamper(helloV, k, func([]byte) []byte { return nil }) }, []int{403, 502}},
 	} {
@@ -141,6 +142,9 @@ func TestBrokenBodies(t *testing.T) {
 			}
 			if a.status != 200 {
 				g.nothingStored()
+			}
+			if a.status == 503 {
+				g.nobodyAccused()
 			}
 			g.up.Heal()
 			g.want(helloPath+"v1.0.0."+k.String(), 200, "")
@@ -201,9 +205,43 @@ func TestShorterThanDeclared(t *testing.T) {
 		}}
 	})
 	for _, k := range []string{"info", "mod", "zip"} {
-		g.want(helloPath+"v1.0.0."+k, 502, "cut short")
+		g.want(helloPath+"v1.0.0."+k, 503, "cut short")
 	}
 	g.nothingStored()
+	g.nobodyAccused()
+}
+
+// A body that breaks off is no forgery, as the upstream package tells of it: neither alarm nor quarantine.
+func TestBrokenConnection(t *testing.T) {
+	for _, k := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
+		for name, fault := range map[string]func(*mirrortest.Upstream){
+			"cut":            func(u *mirrortest.Upstream) { u.Truncate(helloV, k, 7) },
+			"cut, no length": func(u *mirrortest.Upstream) { u.Unsized(helloV, k); u.Truncate(helloV, k, 7) },
+			"too short":      func(u *mirrortest.Upstream) { u.WrongLength(helloV, k, 5) },
+		} {
+			g := newRig(t)
+			list, err := upstream.Parse(g.up.URL(), upstream.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.start(func(c *Config) { c.Upstream = list })
+			fault(g.up)
+			if a := g.get(helloPath + "v1.0.0." + k.String()); a.status != 503 {
+				t.Errorf("%s %s = %d %q, want 503", name, k, a.status, a.body)
+			}
+			g.nothingStored()
+			g.nobodyAccused()
+		}
+	}
+}
+
+// nobodyAccused fails the test if anything counts as a failed check.
+func (g *rig) nobodyAccused() {
+	g.t.Helper()
+	q, err := g.store.Quarantined()
+	if n := g.metric("verification_failures_total"); err != nil || len(q) != 0 || n != 0 || strings.Contains(g.logs.String(), "verification failed") {
+		g.t.Errorf("%d in quarantine (%v), %v failures", len(q), err, n)
+	}
 }
 
 // PROTOCOL 33, FAULTS 13, 14: a zip that no module may have is refused although the record vouches for its h1.
