@@ -15,7 +15,8 @@ var hidden = []struct {
 	pattern *regexp.Regexp
 	instead string
 }{
-	{regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+]*://[^\s"]*[^\s":;,.]`), "the upstream"},
+	// Of known schemes only: one sum in 4096 begins with a slash or two, and h1://… is no URL.
+	{regexp.MustCompile(`(?i)(https?|file|ftps?|wss?|ssh|git|svn|hg|bzr|socks[45]?[ah]?|unix|tcp|udp|tls)://[^\s"]*[^\s":;,.]`), "the upstream"},
 	{regexp.MustCompile(`\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^\]\s]+)?\](:\d+)?` + // IPv6
 		`|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b` + // IPv4
 		`|\b(localhost|[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+):\d{1,5}\b`), "(address)"},

@@ -9,6 +9,9 @@ import (
 func TestPublicText(t *testing.T) {
 	for in, want := range map[string]string{
 		"checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=": "checksum mismatch: upstream h1:4733+a/b=, sumdb h1:12/34+x=",
+		"checksum mismatch: upstream h1://33+a/b=, sumdb h1:////+x=":  "checksum mismatch: upstream h1://33+a/b=, sumdb h1:////+x=",
+		"git+ssh://me:pw@p.corp/a and HTTPS://p.corp/b":               "git+the upstream and the upstream",
+		"proxyconnect: socks5://u:p@10.0.0.1:1080: refused":           "proxyconnect: the upstream: refused",
 		"Get \"http://10.0.0.5:80/x\": dial tcp 10.0.0.5:80: refused": "Get \"the upstream\": dial tcp (address): refused",
 		"https://p.corp/a: https://p.corp/a/@v/list: 404 Not Found":   "the upstream: 404 Not Found",
 		"dial tcp: lookup proxy.corp on 10.0.0.2:53: no such host":    "dial tcp: lookup: no such host",
