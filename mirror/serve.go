@@ -345,7 +345,7 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 		}
 		return b, nil, nil
 	}
-	f, err := m.config.Store.Open(ref)
+	f, err := m.config.Store.OpenContext(ctx, ref)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("published, but its bytes are missing here: %w", artifact.ErrDamaged)
 	}

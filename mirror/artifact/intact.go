@@ -17,9 +17,16 @@ const maxVerified = 1 << 18
 // go client would.
 type verified struct {
 	mu    sync.Mutex
-	blobs map[Digest]fileID        // guarded by mu
-	reads map[Digest]chan struct{} // guarded by mu; closed when the one who reads the blob is done
+	blobs map[Digest]fileID   // guarded by mu
+	reads map[Digest]*reading // guarded by mu; who reads the blob now
 	max   int
+}
+
+// reading is one look at a blob, of which several callers may use the outcome.
+type reading struct {
+	file fileID
+	done chan struct{} // closed at the end
+	err  error         // set before
 }
 
 // fileID tells a file from another one in its place, as far as a file system can.
@@ -51,45 +58,59 @@ func (v *verified) forget(d Digest) {
 	delete(v.blobs, d)
 }
 
-// begin reports whether the file is known to be right. If it is not and wait is nil, the caller reads it and calls end; a
-// wait that is not nil is closed when somebody else has done so.
-func (v *verified) begin(d Digest, id fileID) (known bool, wait chan struct{}) {
+// begin returns nil if the file is known to be right, and otherwise who reads the blob. If that is mine, the caller has to
+// read the file and to call end.
+func (v *verified) begin(d Digest, id fileID) (now *reading, mine bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if have, ok := v.blobs[d]; ok && have == id {
-		return true, nil
+		return nil, false
 	}
-	if wait, ok := v.reads[d]; ok {
-		return false, wait
+	if now, ok := v.reads[d]; ok {
+		return now, false
 	}
-	v.reads[d] = make(chan struct{})
-	return false, nil
+	now = &reading{file: id, done: make(chan struct{})}
+	v.reads[d] = now
+	return now, true
 }
 
-func (v *verified) end(d Digest) {
+func (v *verified) end(d Digest, now *reading, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	close(v.reads[d])
+	now.err = err
+	close(now.done)
 	delete(v.reads, d)
 }
 
-// verifyOnce reads f, the file of r, unless this process has done so before. Of several callers one reads.
-func (s *Store) verifyOnce(f *os.File, r Ref) error {
+// verifyOnce reads f, the file of r, unless this process has done so before. Of several callers one reads, on no context of
+// its own, and the others wait for the outcome as long as their contexts live.
+func (s *Store) verifyOnce(ctx context.Context, f *os.File, r Ref) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("open %v: %v: %w", r, err, ErrUnavailable)
 	}
 	for {
-		known, wait := s.verified.begin(r.Digest, fileIDOf(fi))
-		if known {
+		now, mine := s.verified.begin(r.Digest, fileIDOf(fi))
+		switch {
+		case now == nil:
 			return nil
+		case mine:
+			return s.verifyFor(now, f, r)
 		}
-		if wait == nil {
-			break
+		select {
+		case <-now.done:
+		case <-ctx.Done():
+			return fmt.Errorf("open %v: %w", r, context.Cause(ctx))
 		}
-		<-wait // the next round reads the file again if it was damaged: it may not be the same one
+		if now.file == fileIDOf(fi) { // or else it was another file, in whose place this one is
+			return now.err
+		}
 	}
-	defer s.verified.end(r.Digest)
+}
+
+// verifyFor is verify for all who wait for now.
+func (s *Store) verifyFor(now *reading, f *os.File, r Ref) (err error) {
+	defer func() { s.verified.end(r.Digest, now, err) }()
 	return s.verify(context.Background(), f, r)
 }
 
@@ -124,5 +145,5 @@ func (s *Store) intact(r Ref, again bool) bool {
 	if again {
 		return s.verify(context.Background(), f, r) == nil
 	}
-	return s.verifyOnce(f, r) == nil
+	return s.verifyOnce(context.Background(), f, r) == nil
 }

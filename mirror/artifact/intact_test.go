@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -185,47 +187,59 @@ func TestVerifiedIsBounded(t *testing.T) {
 	}
 }
 
-// Of many who open a blob for the first time, one reads it; the others learn what came of it, or read it themselves.
+// Of many who open a blob for the first time, one reads it. The others learn what came of it if it was their file, and read
+// theirs if it was another one; or they give up.
 func TestFirstOpensAreJoined(t *testing.T) {
-	dir := t.TempDir()
-	s := openTestStore(t, dir)
-	good, bad := put(t, s, bytes.Repeat([]byte("zip"), 1<<20)), put(t, s, bytes.Repeat([]byte("rot"), 1<<16))
-	rot(t, s, bad)
-	s.Close()
-	s = openTestStore(t, dir)
-	known, wait := s.verified.begin(good.Digest, fileID{})
-	if known || wait != nil {
-		t.Fatal("the blob is known already")
-	}
-	var wg sync.WaitGroup
-	var opened sync.WaitGroup
-	for range 8 {
-		opened.Add(1)
-		wg.Go(func() {
-			opened.Done()
-			f, err := s.Open(good)
-			if err != nil {
-				t.Error(err)
-				return
+	errVerdict, errLeft := errors.New("verdict"), errors.New("left")
+	for _, tt := range []struct {
+		name    string
+		same    bool // file
+		verdict error
+		want    error
+	}{
+		{"right", true, nil, nil},
+		{"damaged", true, errVerdict, errVerdict},
+		{"another file", false, errVerdict, ErrDamaged},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := openTestStore(t, t.TempDir())
+			ref := put(t, s, []byte("some zip"))
+			rot(t, s, ref)
+			s.verified.forget(ref.Digest)
+			var file fileID
+			if fi, err := os.Stat(filepath.Join(s.dir, blobName(ref.Digest))); err != nil {
+				t.Fatal(err)
+			} else if tt.same {
+				file = fileIDOf(fi)
 			}
-			f.Close()
-		})
-		wg.Go(func() {
-			if _, err := s.Open(bad); !errors.Is(err, ErrDamaged) {
-				t.Errorf("Open of rotten bytes: %v", err)
+			now, mine := s.verified.begin(ref.Digest, file)
+			if !mine {
+				t.Fatal("the blob is known already")
+			}
+			ctx, leave := context.WithCancelCause(t.Context())
+			open := func(ctx context.Context, want error) func() {
+				return func() {
+					f, err := s.OpenContext(ctx, ref)
+					if !errors.Is(err, want) {
+						t.Errorf("%s: Open = %v, want %v", tt.name, err, want)
+					}
+					f.Close()
+				}
+			}
+			var wg, left sync.WaitGroup
+			left.Go(open(ctx, errLeft))
+			for range 8 {
+				wg.Go(open(t.Context(), tt.want))
+			}
+			synctest.Wait()
+			leave(errLeft)
+			left.Wait()
+			s.verified.end(ref.Digest, now, tt.verdict)
+			wg.Wait()
+			if len(s.verified.reads) > 0 {
+				t.Errorf("%s: a read never ends", tt.name)
 			}
 		})
-	}
-	opened.Wait()
-	s.verified.mu.Lock()
-	if n := len(s.verified.reads); n > 2 {
-		t.Errorf("%d reads at once", n)
-	}
-	s.verified.mu.Unlock()
-	s.verified.end(good.Digest)
-	wg.Wait()
-	if len(s.verified.reads) > 0 {
-		t.Error("a read never ends")
 	}
 }
 

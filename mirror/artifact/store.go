@@ -118,7 +118,7 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 
 func newStore(dir string, root *os.Root, disk disk) *Store {
 	s := &Store{dir: dir, root: root, disk: disk}
-	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]chan struct{}{}, max: maxVerified}
+	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	return s
 }
@@ -285,12 +285,15 @@ func (s *Store) Has(r Ref) bool {
 // Open opens the bytes of r for reading. The error matches [fs.ErrNotExist] if they are not here, and [ErrDamaged] if
 // something else is here in their place. The first Open of a blob in a process reads it whole to know that; others who
 // open it meanwhile wait. The caller closes the file.
-func (s *Store) Open(r Ref) (*os.File, error) {
+func (s *Store) Open(r Ref) (*os.File, error) { return s.OpenContext(context.Background(), r) }
+
+// OpenContext is Open for somebody who waits for another's reading only as long as ctx lives.
+func (s *Store) OpenContext(ctx context.Context, r Ref) (*os.File, error) {
 	f, err := s.open(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.verifyOnce(f, r); err != nil {
+	if err := s.verifyOnce(ctx, f, r); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
