@@ -81,7 +81,7 @@ func (m *Mirror) heldLatest(ctx context.Context, path string) (*seen, error) {
 		return nil, err
 	}
 	if len(l.Latest) > 0 {
-		return &seen{answer: newAnswer(l.Latest, typeJSON, shortCached, ""), counted: upstreamOnly, at: l.Latested}, nil
+		return &seen{answer: newAnswer(l.Latest, typeJSON, shortCached, ""), counted: upstreamOnly, at: notLater(l.Latested)}, nil
 	}
 	versions, err := m.committed(ctx, path)
 	if err != nil || len(versions) == 0 {

@@ -87,7 +87,16 @@ func (m *Mirror) heldList(ctx context.Context, path string) (*seen, error) {
 	if l.Versions == nil {
 		l.Versions = []string{}
 	}
-	return &seen{versions: l.Versions, at: l.Listed}, nil
+	return &seen{versions: l.Versions, at: notLater(l.Listed)}, nil
+}
+
+// notLater returns at, a time of the catalog, or now if that is earlier: what another node's clock stamped ahead of ours must
+// not count as fresh until then.
+func notLater(at time.Time) time.Time {
+	if now := time.Now(); at.After(now) {
+		return now
+	}
+	return at
 }
 
 // settleList returns the answer that lists what the upstream listed and what was published. Versions are sorted, without

@@ -267,6 +267,30 @@ func TestListStale(t *testing.T) {
 	}
 }
 
+// A list that another node stamped with a time to come is refreshed like one of now.
+func TestListOfFastClock(t *testing.T) {
+	for path, answers := range map[string][2]string{
+		helloPath + "list":           {"v1.0.0\n", "v1.1.0\n"},
+		"/example.com/hello/@latest": {`{"Version":"v1.0.0"}`, `{"Version":"v1.1.0"}`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			index := newMemIndex()
+			ahead := time.Now().Add(time.Hour)
+			if err := index.PublishListing(t.Context(), artifact.Listing{Path: helloV.Path, Versions: []string{"v1.0.0"}, Listed: ahead,
+				Latest: []byte(`{"Version":"v1.0.0"}`), Latested: ahead}); err != nil {
+				t.Fatal(err)
+			}
+			b := newBench(t, &lister{err: artifact.ErrUnavailable, list: "v1.1.0\n", latest: `{"Version":"v1.1.0"}`}, index)
+			b.want(path, 200, answers[0])
+			b.up.mu.Lock()
+			b.up.err = nil
+			b.up.mu.Unlock()
+			time.Sleep(2 * time.Minute)
+			b.want(path, 200, answers[1])
+		})
+	}
+}
+
 // A failing upstream is not asked by every request, and is asked again soon.
 func TestListFailedWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
