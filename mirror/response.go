@@ -2,10 +2,12 @@ package mirror
 
 import (
 	"crypto/rand"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"time"
 )
 
 // Values of headers that every answer shares. Nobody may change them.
@@ -31,9 +33,31 @@ type response struct {
 	outcome outcome
 	err     error // why the request was not answered well, for the log
 	hidden  bool  // the path names what must not be logged
+
+	content bool // http.ServeContent is at work
+	unmet   bool // it has found that a condition of the request is not met
+}
+
+// errUnmet is for a request with If-Match and another ETag. It has the status 412.
+var errUnmet = errors.New("the bytes have another ETag than those that were asked for")
+
+// serveContent answers with content, whose headers are set, or with a part of it. An error means that nothing is sent.
+func (w *response) serveContent(r *http.Request, content io.ReadSeeker) error {
+	w.content = true
+	http.ServeContent(w, r, "", time.Time{}, content)
+	w.content = false
+	if w.unmet {
+		w.Header().Del("Etag") // or caches keep the answer for the artifact; the error has its own Cache-Control
+		return errUnmet
+	}
+	return nil
 }
 
 func (w *response) WriteHeader(status int) {
+	if w.content && status == http.StatusPreconditionFailed {
+		w.unmet = true // it sends nothing else then
+		return
+	}
 	if w.status == 0 && status >= http.StatusOK {
 		w.status = status
 	}

@@ -72,8 +72,7 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	path := r.URL.EscapedPath()
 	if a, ok := m.hot.get(path); ok {
 		w.class = a.class
-		sendAnswer(w, r, &a.answer)
-		return nil
+		return sendAnswer(w, r, &a.answer)
 	}
 	switch path {
 	case "/", "/status", "/healthz", "/readyz", "/metrics":
@@ -142,8 +141,7 @@ func (m *Mirror) serveModule(w *response, r *http.Request, req Request, path, id
 	if err != nil {
 		return err
 	}
-	sendAnswer(w, r, a)
-	return nil
+	return sendAnswer(w, r, a)
 }
 
 // hotAnswer is an artifact of at most maxHot bytes that is ready to be sent.
@@ -179,8 +177,7 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 		if p := req.Path(); path == p || path == strings.ReplaceAll(p, "!", "%21") {
 			m.hot.put(path, &hotAnswer{*a, w.class}, a.cost()+int64(len(path)), 0)
 		}
-		sendAnswer(w, r, a)
-		return nil
+		return sendAnswer(w, r, a)
 	}
 	defer got.file.Close()
 	h := w.Header()
@@ -189,8 +186,7 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	h["Cache-Control"] = immutable
 	h["Etag"] = []string{etag}
 	sendWithin(w, sendTime(got.ref.Size))
-	http.ServeContent(w, r, "", time.Time{}, got.file)
-	return nil
+	return w.serveContent(r, got.file)
 }
 
 // maxHot bounds an artifact that is kept in memory, ready to be sent. Half of all zips are smaller: to open, seek and close a
@@ -364,8 +360,8 @@ func (m *Mirror) published(ctx context.Context, mv module.Version) {
 // atOnce is what a client on any line reads within the time that every answer has, in bytes.
 const atOnce = 64 << 10
 
-// sendAnswer sends a. What is not an artifact has no ETag and no ranges.
-func sendAnswer(w *response, r *http.Request, a *answer) {
+// sendAnswer sends a. What is not an artifact has no ETag and no ranges. An error means that nothing is sent.
+func sendAnswer(w *response, r *http.Request, a *answer) error {
 	h := w.Header()
 	h["Content-Type"] = a.contentType
 	h["X-Content-Type-Options"] = nosniff
@@ -376,8 +372,7 @@ func sendAnswer(w *response, r *http.Request, a *answer) {
 	if a.etag != nil {
 		h["Etag"] = a.etag
 		if conditional(r.Header) {
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
-			return
+			return w.serveContent(r, bytes.NewReader(a.body))
 		}
 	}
 	h["Content-Length"] = a.length
@@ -385,6 +380,7 @@ func sendAnswer(w *response, r *http.Request, a *answer) {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(a.body) // the client sees by the length if it is cut short
 	}
+	return nil
 }
 
 func conditional(h http.Header) bool {

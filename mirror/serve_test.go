@@ -74,6 +74,23 @@ func TestArtifacts(t *testing.T) {
 	}
 }
 
+// What is answered to a condition that is not met must not be kept by anybody as the artifact.
+func TestUnmetCondition(t *testing.T) {
+	g := newRig(t)
+	g.add("example.com/large@v1.0.0\n-- go.mod --\nmodule example.com/large\n" + strings.Repeat("// x\n", 40_000))
+	other := func(r *http.Request) { r.Header.Set("If-Match", `"sha256:00"`) }
+	for _, path := range []string{helloPath + "v1.0.0.info", helloPath + "v1.0.0.mod", helloPath + "v1.0.0.zip", "/example.com/large/@v/v1.0.0.mod"} {
+		etag := g.want(path, 200, "").header.Get("Etag")
+		for _, method := range []string{"GET", "HEAD"} {
+			a := g.get(path, other, func(r *http.Request) { r.Method = method })
+			if a.status != 412 || a.header.Get("Etag") != "" || (a.body == "") != (method == "HEAD") {
+				t.Errorf("%s %s = %d, %v %q", method, path, a.status, a.header, a.body)
+			}
+		}
+		g.want(path, 200, "", func(r *http.Request) { r.Header.Set("If-Match", etag) })
+	}
+}
+
 // An info or a go.mod never pulls the zip.
 func TestNoZipForMod(t *testing.T) {
 	g := newRig(t)

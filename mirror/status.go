@@ -25,6 +25,8 @@ func statusOf(err error) int {
 		return http.StatusOK
 	case errors.Is(err, errMethod):
 		return http.StatusMethodNotAllowed
+	case errors.Is(err, errUnmet):
+		return http.StatusPreconditionFailed
 	case errors.Is(err, ErrBadRequest):
 		return http.StatusBadRequest
 	case errors.Is(err, artifact.ErrPolicy), errors.Is(err, artifact.ErrRefused), errors.Is(err, artifact.ErrConflict):
