@@ -3,9 +3,10 @@ package replicate
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,20 +78,46 @@ func (c *catalog) view(f func(s state) error) error {
 	})
 }
 
-// safely runs f, which reads pages. Where a page is not what it should be, bbolt panics; here that becomes an error, as a
-// damaged page is a fault of the disk and must not take down what does not need it. With all, so do errors of the runtime,
-// which damaged numbers can cause.
+// safely runs f, which reads pages. Where a page is not what it should be, bbolt panics, or follows a number out of the
+// file, which is mapped into memory; here that becomes an error, as a damaged page is a fault of the disk and must not
+// take down what does not need it. A bug of ours goes on as what it is; but with all, any panic becomes an error.
 func safely(all bool, f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // of this goroutine
 	defer func() {
 		r := recover()
-		if bug, ok := r.(runtime.Error); ok && !all {
+		if bug, ok := r.(runtime.Error); ok && !all && !isFault(bug) && !ofBolt() {
 			panic(bug)
 		}
 		if r != nil {
-			err = fmt.Errorf("damaged pages: %v: %w", r, artifact.ErrUnavailable)
+			err = fmt.Errorf("damaged pages: %v: %w", r, artifact.ErrDamaged)
 		}
 	}()
 	return f()
+}
+
+// isFault reports whether err is about an address that cannot be read, see [debug.SetPanicOnFault].
+func isFault(err runtime.Error) bool {
+	_, ok := err.(interface{ Addr() uintptr })
+	return ok
+}
+
+// ofBolt reports whether the panic that the caller has recovered from arose in bbolt: a number in a page of which it made
+// an index.
+func ofBolt() bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs[:])])
+	panicked := false
+	for {
+		f, more := frames.Next()
+		inside := strings.HasPrefix(f.Function, "runtime.") || strings.HasPrefix(f.Function, "internal/")
+		if panicked && !inside {
+			return strings.HasPrefix(f.Function, "go.etcd.io/bbolt")
+		}
+		panicked = panicked || f.Function == "runtime.gopanic"
+		if !more {
+			return false
+		}
+	}
 }
 
 // update calls f in a write transaction and commits it. Any error leaves the catalog as it was.
@@ -100,11 +127,13 @@ func (c *catalog) update(f func(s state) error) error {
 	if c.db == nil {
 		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		if err := f(state{tx}); err != nil || c.beforeCommit == nil {
-			return err
-		}
-		return c.beforeCommit()
+	return safely(false, func() error {
+		return c.db.Update(func(tx *bbolt.Tx) error {
+			if err := f(state{tx}); err != nil || c.beforeCommit == nil {
+				return err
+			}
+			return c.beforeCommit()
+		})
 	})
 }
 
@@ -139,8 +168,9 @@ func createCatalog(path string) error {
 	})
 }
 
-// openDB opens the catalog's file at path. A file that is shorter than its own header says is refused here, because
-// reading it would kill the process (it is mapped into memory).
+// openDB opens the catalog's file at path. What bbolt would follow blindly is looked at first: the header, the branches
+// and the list of free pages. The leaves are too many for each start (see scrub); where one of those is damaged, it is
+// noticed when it is read.
 func openDB(path string, readOnly bool) (*bbolt.DB, error) {
 	look := func(tx *bbolt.Tx) error { return checkShape(tx, path) }
 	if err := lookInto(path, *catalogOptions(true), look); err != nil {
@@ -151,12 +181,8 @@ func openDB(path string, readOnly bool) (*bbolt.DB, error) {
 
 // checkShape reports whether tx can be read safely and is a catalog that this version understands.
 func checkShape(tx *bbolt.Tx, path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if info.Size() < tx.Size() {
-		return fmt.Errorf("%s: %w: it has %d bytes of %d", path, errCut, info.Size(), tx.Size())
+	if err := checkBranches(path); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	for _, name := range buckets {
 		if tx.Bucket(name) == nil {

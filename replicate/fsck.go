@@ -25,6 +25,9 @@ func (c *Catalog) Check(ctx context.Context, progress func(done, total int)) ite
 		err := safely(true, func() error {
 			return c.read(ctx, func(s state) error {
 				k.state = s
+				if healthy, err := k.pages(c.path); err != nil || !healthy {
+					return err
+				}
 				if err := k.run(); err != nil || c.dir == "" {
 					return err
 				}
@@ -56,11 +59,8 @@ func (k *checker) bad(format string, args ...any) error {
 	return nil
 }
 
-// run does all checks.
+// run checks the rows.
 func (k *checker) run() error {
-	if healthy, err := k.pages(); err != nil || !healthy {
-		return err
-	}
 	checks := []struct {
 		bucket []byte
 		row    func(key, value []byte) error
@@ -122,7 +122,10 @@ func (k *checker) step() error {
 }
 
 // pages checks the file's structure. What follows is of no use, and not safe to read, if that is damaged.
-func (k *checker) pages() (healthy bool, err error) {
+func (k *checker) pages(path string) (healthy bool, err error) {
+	if err := checkPages(path); err != nil { // before bbolt's own check, whose goroutine would end the process
+		return false, k.bad("pages: %w", err)
+	}
 	healthy = true
 	problems := k.tx.Check(bbolt.WithKVStringer(bbolt.HexKVStringer()))
 	for p := range problems { // to the end: otherwise its goroutine would wait for ever

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"math"
 	"os"
 	"syscall"
 
@@ -14,10 +15,11 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// checkPages reads the structure of a bbolt file: its header, and every page that can be reached from there. bbolt itself
-// trusts what it finds. Pages that are damaged end the process there: where a mapping ends before its header says, where a
-// number leads out of it, and in the scan for free pages, which panics on a goroutine of bbolt's own. So the log, for
-// which bbolt scans at each open, is read by this first. The caller keeps others from writing.
+// checkPages reads the structure of a bbolt file: its header, every page that can be reached from there, and the list of
+// the free ones. bbolt itself trusts what it finds. Pages that are damaged end the process there: where a mapping ends
+// before its header says, where a number leads out of it, and in what bbolt does on goroutines of its own, the scan for
+// free pages and Tx.Check. So the log, for which bbolt scans at each open, is read by this first, and the catalog before
+// all of it is checked. The caller keeps others from writing.
 //
 // The format (go.etcd.io/bbolt/internal/common), in the byte order of the machine: a page has the header
 //
@@ -26,7 +28,13 @@ import (
 // and then count elements: of a branch pos uint32, key size uint32, page uint64; of a leaf flags uint32 (1: a bucket),
 // pos, key size and value size uint32. pos counts from the element. A bucket's value begins with its root page and a
 // number, each uint64; root page 0 means that the page follows inside of the value.
-func checkPages(path string) error {
+func checkPages(path string) error { return walkPages(path, true) }
+
+// checkBranches is checkPages without the leaves of large buckets, of which it knows only where they are: for each start
+// on a catalog, which may have a million leaves.
+func checkBranches(path string) error { return walkPages(path, false) }
+
+func walkPages(path string, leaves bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -36,14 +44,23 @@ func checkPages(path string) error {
 	if err != nil {
 		return err
 	}
-	w := pageWalk{file: f, size: info.Size()}
-	root, err := w.header()
+	w := pageWalk{file: f, size: info.Size(), leaves: leaves}
+	m, err := w.header()
 	if err != nil {
 		return err
 	}
 	w.seen = make([]uint64, w.pages/64+1)
 	w.mark(0, 2)
-	return w.page(root, 0, nil, nil)
+	if _, err := w.page(m.root, 0, nil, nil); err != nil {
+		return err
+	}
+	if m.freeList == noFreeList {
+		return nil
+	}
+	if err := w.free(m.freeList); err != nil {
+		return fmt.Errorf("page %d: list of free pages: %w", m.freeList, err)
+	}
+	return nil
 }
 
 type pageWalk struct {
@@ -52,6 +69,7 @@ type pageWalk struct {
 	pageSize int64
 	pages    uint64   // all have a lower number
 	seen     []uint64 // a bit for each
+	leaves   bool     // read all leaves
 }
 
 const (
@@ -59,7 +77,9 @@ const (
 	pageElement = 16
 	branchPage  = 1
 	leafPage    = 2
+	freePage    = 16
 	maxDepth    = 64
+	noFreeList  = math.MaxUint64 // the list is not kept in the file
 )
 
 var errCut = errors.New("the file is cut short")
@@ -75,7 +95,7 @@ func (w *pageWalk) bytes(off, n int64) ([]byte, error) {
 }
 
 // meta is what matters of one of the two headers of a file.
-type meta struct{ pageSize, root, pages, txid uint64 }
+type meta struct{ pageSize, root, freeList, pages, txid uint64 }
 
 func (w *pageWalk) meta(off int64) (m meta, ok bool) {
 	b, err := w.bytes(off+pageHeader, 64)
@@ -88,12 +108,12 @@ func (w *pageWalk) meta(off int64) (m meta, ok bool) {
 	if num.Uint32(b) != 0xED0CDAED || num.Uint32(b[4:]) != 2 || num.Uint64(b[56:]) != sum.Sum64() {
 		return m, false
 	}
-	m = meta{uint64(num.Uint32(b[8:])), num.Uint64(b[16:]), num.Uint64(b[40:]), num.Uint64(b[48:])}
+	m = meta{uint64(num.Uint32(b[8:])), num.Uint64(b[16:]), num.Uint64(b[32:]), num.Uint64(b[40:]), num.Uint64(b[48:])}
 	return m, m.pageSize >= 512 && m.pageSize <= 1<<24
 }
 
-// header finds the newest header, and returns the page where everything begins.
-func (w *pageWalk) header() (root uint64, err error) {
+// header finds the newest header.
+func (w *pageWalk) header() (meta, error) {
 	first, ok := w.meta(0)
 	second, ok2 := first, false
 	if ok {
@@ -109,13 +129,13 @@ func (w *pageWalk) header() (root uint64, err error) {
 	if ok2 && (!ok || second.txid > first.txid) {
 		m = second
 	} else if !ok {
-		return 0, errors.New("the file has no header that is whole")
+		return m, errors.New("the file has no header that is whole")
 	}
 	w.pageSize, w.pages = int64(m.pageSize), m.pages
 	if w.pages > uint64(w.size/w.pageSize) {
-		return 0, fmt.Errorf("%w: it has %d bytes of %d", errCut, w.size, w.pages*m.pageSize)
+		return m, fmt.Errorf("%w: it has %d bytes of %d", errCut, w.size, w.pages*m.pageSize)
 	}
-	return m.root, nil
+	return m, nil
 }
 
 // mark notes n pages from id on as seen. It reports whether one is out of range or was seen before.
@@ -132,27 +152,63 @@ func (w *pageWalk) mark(id, n uint64) bool {
 	return true
 }
 
-// page checks the page id and all below it. Its keys are not below low (unless that is nil), and below high.
-func (w *pageWalk) page(id uint64, depth int, low, high []byte) error {
+// page checks the page id and all below it, and returns its type. Its keys are not below low (unless that is nil), and
+// below high.
+func (w *pageWalk) page(id uint64, depth int, low, high []byte) (flags uint16, err error) {
 	if id >= w.pages || depth > maxDepth {
-		return fmt.Errorf("page %d: out of range", id)
+		return 0, fmt.Errorf("page %d: out of range", id)
 	}
 	off := int64(id) * w.pageSize
-	head, err := w.bytes(off, pageHeader)
+	buf, err := w.bytes(off, w.pageSize)
 	if err != nil {
-		return fmt.Errorf("page %d: %w", id, err)
+		return 0, fmt.Errorf("page %d: %w", id, err)
 	}
 	num := binary.NativeEndian
-	overflow := uint64(num.Uint32(head[12:]))
-	if num.Uint64(head) != id || !w.mark(id, overflow+1) {
-		return fmt.Errorf("page %d: it is page %d, or there are two ways to it", id, num.Uint64(head))
+	overflow := uint64(num.Uint32(buf[12:]))
+	if num.Uint64(buf) != id || !w.mark(id, overflow+1) {
+		return 0, fmt.Errorf("page %d: it is page %d, or there are two ways to it", id, num.Uint64(buf))
 	}
 	p := elements{
-		walk: w, id: id, off: off, size: int64(overflow+1) * w.pageSize, depth: depth,
-		flags: num.Uint16(head[8:]), count: int(num.Uint16(head[10:])), low: low, high: high,
+		walk: w, id: id, off: off, size: int64(overflow+1) * w.pageSize, depth: depth, buf: buf,
+		flags: num.Uint16(buf[8:]), count: int(num.Uint16(buf[10:])), low: low, high: high,
 	}
 	if err := p.check(); err != nil {
-		return fmt.Errorf("page %d: %w", id, err)
+		return 0, fmt.Errorf("page %d: %w", id, err)
+	}
+	return p.flags, nil
+}
+
+// free checks the list of free pages, which begins at page id: the header, and count numbers. If that is 0xffff, the
+// first number is the count. It comes last, as no page may be free and in use.
+func (w *pageWalk) free(id uint64) error {
+	if id >= w.pages {
+		return errors.New("out of range")
+	}
+	off := int64(id) * w.pageSize
+	head, err := w.bytes(off, pageHeader+8)
+	if err != nil {
+		return err
+	}
+	num := binary.NativeEndian
+	count, first := uint64(num.Uint16(head[10:])), int64(pageHeader)
+	if count == math.MaxUint16 {
+		count, first = num.Uint64(head[pageHeader:]), pageHeader+8
+	}
+	overflow := uint64(num.Uint32(head[12:]))
+	if num.Uint64(head) != id || num.Uint16(head[8:]) != freePage || !w.mark(id, overflow+1) || count > w.pages {
+		return errors.New("malformed, or there are two ways to it")
+	}
+	if first+int64(count)*8 > int64(overflow+1)*w.pageSize {
+		return fmt.Errorf("%d numbers do not fit", count)
+	}
+	ids, err := w.bytes(off+first, int64(count)*8)
+	if err != nil {
+		return err
+	}
+	for ; len(ids) > 0; ids = ids[8:] {
+		if page := num.Uint64(ids); !w.mark(page, 1) {
+			return fmt.Errorf("page %d is out of range, in use, or free twice", page)
+		}
 	}
 	return nil
 }
@@ -166,10 +222,8 @@ type elements struct {
 	count     int
 	depth     int
 	low, high []byte
+	buf       []byte // the first bytes of it; values have up to half a megabyte, and are not looked at here
 }
-
-// maxRead bounds what is read of a page at once. A value of the log has up to half a megabyte, and is not looked at here.
-const maxRead = 64 << 10
 
 func (p *elements) check() error {
 	if p.flags != branchPage && p.flags != leafPage {
@@ -182,9 +236,12 @@ func (p *elements) check() error {
 	if table > p.size {
 		return fmt.Errorf("%d elements do not fit", p.count)
 	}
-	buf, err := p.walk.bytes(p.off, max(table, min(p.size, maxRead)))
-	if err != nil {
-		return err
+	buf := p.buf
+	if int64(len(buf)) < table {
+		var err error
+		if buf, err = p.walk.bytes(p.off, table); err != nil {
+			return err
+		}
 	}
 	get := func(at, n int64) ([]byte, error) {
 		if at < table || n > p.size-at {
@@ -229,15 +286,29 @@ func (p *elements) check() error {
 	if p.flags == leafPage {
 		return nil
 	}
+	children := func(i int) uint64 { return num.Uint64(buf[pageHeader+i*pageElement+8:]) }
+	return p.children(keys, children)
+}
+
+// children checks what is below a branch. All leaves of a tree are equally deep: where the first child is one, all are.
+func (p *elements) children(keys [][]byte, child func(i int) uint64) error {
+	areLeaves := false
 	for i, key := range keys {
+		if areLeaves && !p.walk.leaves {
+			if !p.walk.mark(child(i), 1) {
+				return fmt.Errorf("page %d: out of range, or there are two ways to it", child(i))
+			}
+			continue
+		}
 		high := p.high
 		if i+1 < len(keys) {
 			high = keys[i+1]
 		}
-		child := num.Uint64(buf[pageHeader+i*pageElement+8:])
-		if err := p.walk.page(child, p.depth+1, key, high); err != nil {
+		flags, err := p.walk.page(child(i), p.depth+1, key, high)
+		if err != nil {
 			return err
 		}
+		areLeaves = flags == leafPage
 	}
 	return nil
 }
@@ -249,7 +320,8 @@ func (p *elements) bucket(v []byte, at int64) error {
 	}
 	num := binary.NativeEndian
 	if root := num.Uint64(v); root != 0 {
-		return p.walk.page(root, p.depth+1, nil, nil)
+		_, err := p.walk.page(root, p.depth+1, nil, nil)
+		return err
 	}
 	if len(v) < 2*pageHeader || p.depth > maxDepth {
 		return errors.New("malformed bucket")

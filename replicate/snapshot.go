@@ -197,6 +197,9 @@ func (s *snapshots) witness(meta raft.SnapshotMeta) error {
 // validate checks a received catalog: its pages, that it holds what the leader says, and that it is of our cluster and
 // not older than what is applied here (promises that this node gave would be taken back).
 func (s *snapshots) validate(path string, meta raft.SnapshotMeta) error {
+	if err := checkPages(path); err != nil { // before bbolt's own check, whose goroutine would end the process
+		return err
+	}
 	db, err := openDB(path, true)
 	if err != nil {
 		return err

@@ -38,7 +38,10 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	if err != nil {
 		return nil, nil, err
 	}
-	meta := liveMeta(state{tx})
+	var meta *raft.SnapshotMeta
+	if err := safely(true, func() error { meta = liveMeta(state{tx}); return nil }); err != nil {
+		return nil, nil, errors.Join(err, tx.Rollback())
+	}
 	r, w := io.Pipe()
 	s := &stream{PipeReader: r, done: make(chan struct{})}
 	c.streamMu.Lock()
