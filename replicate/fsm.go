@@ -37,9 +37,10 @@ var errNothing = errors.New("nothing to write")
 // reads no clock, disk or network besides the catalog, so every node computes the same. The response to an entry is a
 // []result, one for each command; nil if the entry was in the catalog before; or the error that stopped this node.
 //
-// An entry that does not parse means that this node cannot follow the cluster any more: it stops, it never skips. After
-// a fault of the disk nothing is applied any more either; the catalog's own index stays, so a restart repeats the rest. If
-// the disk is full it waits until there is room, because raft does not come back to an entry that it has handed over.
+// An entry that does not parse means that this node cannot follow the cluster any more: its writes stop, it never skips.
+// After a fault of the disk nothing is applied any more either; the catalog's own index stays, so a restart repeats the
+// rest. If the disk is full it waits until there is room, because raft does not come back to an entry that it has handed
+// over.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	out := make([]any, len(logs))
 	err := f.gaveUp
@@ -86,7 +87,7 @@ func applyLogs(s state, logs []*raft.Log, out []any) error {
 		case raft.LogCommand:
 			cmds, err := parseEntry(l.Data)
 			if err != nil {
-				panic(fmt.Sprintf("replicate: log entry %d: %v", l.Index, err))
+				return fmt.Errorf("log entry %d: %w", l.Index, err)
 			}
 			results := make([]result, len(cmds))
 			for j, c := range cmds {

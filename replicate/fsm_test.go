@@ -262,12 +262,13 @@ func try(t *testing.T, m *machine, data []byte) (out []result) {
 
 func TestUnparsableEntryStops(t *testing.T) {
 	m := newMachine(t)
-	defer func() {
-		if r := recover(); r == nil || !strings.Contains(fmt.Sprint(r), "log entry 7") {
-			t.Errorf("recovered %v, want a panic about entry 7", r)
-		}
-	}()
-	m.Apply(&raft.Log{Index: 7, Term: 1, Type: raft.LogCommand, Data: []byte("from the future")})
+	err, ok := m.Apply(&raft.Log{Index: 7, Term: 1, Type: raft.LogCommand, Data: []byte("from the future")}).(error)
+	if !ok || !strings.Contains(err.Error(), "log entry 7") || m.latch.fault() == nil {
+		t.Errorf("Apply = %v, fault %v", err, m.latch.fault())
+	}
+	if err, ok := m.Apply(&raft.Log{Index: 8, Term: 1, Type: raft.LogNoop}).(error); !ok {
+		t.Errorf("Apply of the next entry = %v", err)
+	}
 }
 
 // A configuration moves the applied index, otherwise an idle cluster cannot take a snapshot.
