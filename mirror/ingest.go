@@ -77,8 +77,9 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if in.ref.IsZero() {
 		return have, nil, fmt.Errorf("no upstream had anything to accept: %w", artifact.ErrUnavailable)
 	}
-	if in.want == in.ref {
-		return have, in.small, nil // only the bytes were missing
+	if in.want == in.ref { // only the bytes were missing
+		in.mend(ctx)
+		return have, in.small, nil
 	}
 	won, err := in.publish(ctx)
 	if err != nil {
@@ -253,6 +254,16 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 	in.m.metrics.stageDone(stagePublish, start)
 	in.m.reached("publish")
 	return won, nil
+}
+
+// mend gives bytes that the catalog has lost back to it. Those in hand are right, whether it takes them or not.
+func (in *intake) mend(ctx context.Context) {
+	if in.kind == artifact.Zip || in.ref.Size > artifact.MaxInline {
+		return // the store has them
+	}
+	if _, err := in.publish(ctx); err != nil {
+		in.m.log.Warn("bytes that the catalog lost are not stored again", "module", in.man.Module.Path, "version", in.man.Module.Version, "kind", in.kind, "err", err)
+	}
 }
 
 // mismatch is bytes that are not those of the record: the evidence of a wrong upstream, or of worse.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -61,6 +62,9 @@ type catalog struct {
 	streamMu sync.Mutex
 	streams  map[*stream]bool // guarded by streamMu; snapshots that are being sent
 
+	generation atomic.Uint64 // how often db was replaced
+	damage     damageLog
+
 	beforeCommit func() error // set by tests to make the disk fail; may be nil
 }
 
@@ -73,9 +77,13 @@ func (c *catalog) view(f func(s state) error) error {
 	if c.db == nil {
 		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
-	return safely(false, func() error {
+	err := safely(false, func() error {
 		return c.db.View(func(tx *bbolt.Tx) error { return f(state{tx}) })
 	})
+	if errors.Is(err, artifact.ErrDamaged) {
+		c.damage.found(err)
+	}
+	return err
 }
 
 // safely runs f, which reads pages. Where a page is not what it should be, bbolt panics, or follows a number out of the

@@ -3,10 +3,10 @@ package replicate
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
@@ -24,7 +24,7 @@ func (c *Catalog) Check(ctx context.Context, progress func(done, total int)) ite
 		k := checker{ctx: ctx, yield: yield, progress: progress}
 		err := safely(true, func() error {
 			return c.read(ctx, func(s state) error {
-				k.state = s
+				k.state, k.each = s, k.rows
 				if healthy, err := k.pages(c.path); err != nil || !healthy {
 					return err
 				}
@@ -47,6 +47,7 @@ type checker struct {
 	state
 	ctx         context.Context
 	yield       func(error) bool
+	each        func(bucket []byte, row func(key, value []byte) error) error // calls row for each row of a bucket
 	progress    func(done, total int)
 	done, total int
 }
@@ -59,12 +60,15 @@ func (k *checker) bad(format string, args ...any) error {
 	return nil
 }
 
+// check is what is done with each row of a bucket.
+type check struct {
+	bucket []byte
+	row    func(key, value []byte) error
+}
+
 // run checks the rows.
 func (k *checker) run() error {
-	checks := []struct {
-		bucket []byte
-		row    func(key, value []byte) error
-	}{
+	checks := []check{
 		{bucketKeys, k.key}, {bucketHeads, k.treeHead}, {bucketManifests, k.manifestRow}, {bucketInline, k.inlineRow},
 		{bucketConflicts, k.conflict}, {bucketForks, k.fork}, {bucketListings, k.listingRow},
 	}
@@ -181,8 +185,7 @@ func (k *checker) manifestRow(key, value []byte) error {
 	if err != nil {
 		return k.bad("manifest of %s: %w", m.Module, err)
 	}
-	leaf := tlog.RecordHash(enc)
-	if have := k.bucket(bucketLeaves).Get(bigEndian(row.seq)); !bytes.Equal(have, append(leaf[:], key...)) {
+	if !k.isLeaf(row.seq, key, enc) {
 		if err := k.bad("manifest of %s is not what leaf %d of the Merkle tree stands for", m.Module, row.seq); err != nil {
 			return err
 		}
@@ -214,7 +217,7 @@ func (k *checker) parts(m artifact.Manifest) error {
 		}
 		row, ok, err := k.inline(ref.Digest)
 		if err == nil && !ok {
-			err = errors.New("the catalog does not hold its bytes")
+			err = rotten(ref.Digest, "the catalog does not hold its bytes")
 		}
 		if err == nil {
 			err = checkPart(m, kind, ref, row.data)
@@ -293,19 +296,7 @@ func (k *checker) listingRow(key, _ []byte) error {
 
 // tree computes the Merkle tree again from its leaves, and compares the newest leaf of each key with its manifest.
 func (k *checker) tree() error {
-	var tree compact
-	err := k.rows(bucketLeaves, func(key, value []byte) error {
-		if len(key) != 8 || len(value) <= tlog.HashSize || int64(binary.BigEndian.Uint64(key)) != tree.size {
-			return k.bad("leaf %x of the Merkle tree: malformed or out of order, expected %d", key, tree.size)
-		}
-		seq := tree.size
-		tree.add(tlog.Hash(value[:tlog.HashSize]))
-		row, ok, err := k.manifest(value[tlog.HashSize:])
-		if err != nil || !ok || row.seq < seq {
-			return k.bad("leaf %d of the Merkle tree stands for %q, which has no manifest that new (%v)", seq, value[tlog.HashSize:], err)
-		}
-		return nil
-	})
+	tree, err := k.leaves(math.MaxInt64)
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,7 @@ var gauges = []struct {
 	{gauge("frozen_databases", "Checksum databases frozen by a fork that nobody acknowledged."), func(st Status) float64 { return float64(len(st.Frozen)) }},
 	{gauge("catalog_bytes", "Size of the catalog."), func(st Status) float64 { return float64(st.CatalogBytes) }},
 	{gauge("log_bytes", "Size of the raft log's file."), func(st Status) float64 { return float64(st.LogBytes) }},
+	{gauge("damaged", "1 if a row or a page of the catalog was found to be damaged."), func(st Status) float64 { return flag(st.Damage != "") }},
 	{gauge("fault", "1 after a disk fault has stopped this node's writes."), func(st Status) float64 { return flag(st.Fault != "") }},
 }
 

@@ -116,6 +116,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}),
 	}
+	n.damage.log = c.Log
 	rest := restOf(ctx)
 	err := n.openFiles()
 	if err == nil {
@@ -297,6 +298,9 @@ func (n *Node) start() (err error) {
 	log.running.Store(true)
 	n.background.Add(1)
 	go n.watch()
+	scrub, stop := context.WithCancel(context.Background())
+	n.background.Go(func() { <-n.stopping; stop() })
+	n.background.Go(func() { n.scrub(scrub) })
 	go n.runProposer()
 	if err := n.metrics.register(); err != nil {
 		return err

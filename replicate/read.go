@@ -3,6 +3,7 @@ package replicate
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -16,12 +17,20 @@ import (
 
 // The reads below are methods of both Node and Catalog. They ask nobody: a node may be late, never wrong.
 
-// read runs f in a read transaction unless ctx is done.
+// read runs f in a read transaction unless ctx is done. In a catalog that is known to be damaged, what f does not find may
+// be there all the same: the error is not one of absence then.
 func (c *catalog) read(ctx context.Context, f func(s state) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return c.view(f)
+	err := c.view(f)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if bad := c.damage.err(); bad != nil {
+		return fmt.Errorf("%v, but the catalog is damaged: %w", err, bad)
+	}
+	return err
 }
 
 // Manifest returns what is committed for m. An error matches [fs.ErrNotExist] if nothing is.
@@ -51,9 +60,6 @@ func (c *catalog) Inline(ctx context.Context, d artifact.Digest) (data []byte, e
 	})
 	if err != nil {
 		return nil, err
-	}
-	if artifact.DigestOf(data) != d { // the disk lied; a node serves no byte that it has not checked
-		return nil, fmt.Errorf("inline bytes %v: the catalog holds %v in their place: %w", d, artifact.DigestOf(data), artifact.ErrRefused)
 	}
 	return data, nil
 }
@@ -106,10 +112,31 @@ func (c *catalog) TreeHead(ctx context.Context, db string, below int64) (note []
 		if err == nil && !ok {
 			err = fmt.Errorf("tree head of %s below %d: %w", db, below, fs.ErrNotExist)
 		}
-		note = bytes.Clone(h.note)
+		if err == nil {
+			note = bytes.Clone(h.note)
+			err = s.isSigned(db, h)
+		}
 		return err
 	})
 	return note, err
+}
+
+// isSigned verifies the signature of a committed head again, as whoever is handed it would blame the database for a bit
+// that this node's disk turned.
+func (s state) isSigned(db string, h headRow) error {
+	v, err := s.verifier(db)
+	if err != nil {
+		return err
+	}
+	if v == nil {
+		err = errors.New("the database is not trusted")
+	} else {
+		_, err = artifact.OpenTreeHead(v, h.note)
+	}
+	if err != nil {
+		return damaged(err, "tree head of %s with %d records", db, h.N)
+	}
+	return nil
 }
 
 // DatabaseKey returns the note verifier key by which the checksum database db is trusted. An error matches
@@ -156,7 +183,7 @@ func (c *catalog) Manifests(ctx context.Context) iter.Seq2[artifact.Manifest, er
 				for ; k != nil && len(page) < pageSize; k, v = cur.Next() {
 					row, err := parseManifestRow(v)
 					if err != nil {
-						return fmt.Errorf("catalog row %q: %w", k, err)
+						return damaged(err, "catalog row %q", k)
 					}
 					page = append(page, row.Manifest)
 					after = bytes.Clone(k)
@@ -233,11 +260,17 @@ type Status struct {
 	Databases     []string  `json:"databases"` // trusted checksum databases
 	Frozen        []string  `json:"frozen"`    // those with a fork that nobody acknowledged
 	Fault         string    `json:"fault"`     // why this node stopped writing, or cannot as long as its disk is full; "" if it can
+	Damage        string    `json:"damage"`    // what of the catalog is damaged: it may hold more than it finds; "" if nothing is known
 	LeaderAddress string    `json:"leaderAddress"`
 }
 
 // fill sets what the catalog itself knows.
 func (c *catalog) fill(ctx context.Context, st *Status) error {
+	defer func() {
+		if err := c.damage.err(); err != nil {
+			st.Damage = printable(err).Error()
+		}
+	}()
 	return c.read(ctx, func(s state) error {
 		tree, err := s.merkle()
 		if err != nil {

@@ -17,8 +17,14 @@ import (
 )
 
 // state is the catalog in one transaction: its rows as values. An error of its methods means that the catalog's file is
-// damaged or cannot be written. Absence is not an error here.
+// damaged, and matches [artifact.ErrDamaged] then, or cannot be written. Absence is not an error here.
 type state struct{ tx *bbolt.Tx }
+
+// damaged says that a row is not what was committed. The cause is for people only: as an error it would say that the
+// module, and not this node's copy of it, is to be refused.
+func damaged(cause error, format string, args ...any) error {
+	return fmt.Errorf(format+": %v: %w", append(args, cause, artifact.ErrDamaged)...)
+}
 
 func (s state) bucket(name []byte) *bbolt.Bucket { return s.tx.Bucket(name) }
 
@@ -40,21 +46,37 @@ type manifestRow struct {
 	seq int64
 }
 
+// manifest returns the manifest of a module version. It is compared with its leaf of the Merkle tree, so no bit of it can
+// be another than when it was committed: what is served, and what is merged with it, depends on it.
 func (s state) manifest(key []byte) (row manifestRow, ok bool, err error) {
 	v := s.bucket(bucketManifests).Get(key)
 	if v == nil {
 		return row, false, nil
 	}
 	row, err = parseManifestRow(v)
+	if err == nil && !s.isLeaf(row.seq, key, v[uvarintLen(uint64(row.seq)):]) {
+		err = fmt.Errorf("leaf %d of the Merkle tree stands for something else", row.seq)
+	}
 	if err != nil {
-		return row, false, fmt.Errorf("catalog row %q: %w", key, err)
+		return manifestRow{}, false, damaged(err, "catalog row %q", key)
 	}
 	return row, true, nil
 }
 
+// isLeaf reports whether leaf seq of the Merkle tree stands for enc, the encoding of the manifest under key.
+func (s state) isLeaf(seq int64, key, enc []byte) bool {
+	leaf, have := tlog.RecordHash(enc), s.bucket(bucketLeaves).Get(bigEndian(seq))
+	return len(have) == len(leaf)+len(key) && bytes.HasPrefix(have, leaf[:]) && bytes.HasSuffix(have, key)
+}
+
+func uvarintLen(n uint64) int { return len(binary.AppendUvarint(nil, n)) }
+
 func parseManifestRow(v []byte) (row manifestRow, err error) {
 	seq, n := binary.Uvarint(v)
 	if n <= 0 || int64(seq) < 0 {
+		return row, errors.New("malformed row")
+	}
+	if n != uvarintLen(seq) {
 		return row, errors.New("malformed row")
 	}
 	row.seq = int64(seq)
@@ -86,7 +108,13 @@ func (s state) putManifest(m artifact.Manifest, isNew bool) (seq int64, err erro
 	return seq, err
 }
 
-func (s state) merkle() (compact, error) { return parseCompact(s.bucket(bucketConfig).Get(keyMerkle)) }
+func (s state) merkle() (compact, error) {
+	c, err := parseCompact(s.bucket(bucketConfig).Get(keyMerkle))
+	if err != nil {
+		return c, damaged(err, "catalog row cfg %q", keyMerkle)
+	}
+	return c, nil
+}
 
 func (s state) setMerkle(c compact) error { return s.bucket(bucketConfig).Put(keyMerkle, c.encode()) }
 
@@ -114,7 +142,10 @@ func (s state) inline(d artifact.Digest) (row inlineRow, ok bool, err error) {
 	}
 	row, err = parseInlineRow(v)
 	if err != nil {
-		return row, false, fmt.Errorf("inline bytes %v: %w", d, err)
+		return row, false, rotten(d, "%v", err)
+	}
+	if have := artifact.DigestOf(row.data); have != d { // the disk lied; a node serves no byte that it has not checked
+		return row, false, rotten(d, "the catalog holds %v in their place", have)
 	}
 	return row, true, nil
 }
@@ -124,6 +155,20 @@ func (s state) putInline(d artifact.Digest, seq int64, data []byte) error {
 		return nil
 	}
 	return s.bucket(bucketInline).Put(d[:], append(binary.AppendUvarint([]byte{0}, uint64(seq)), data...))
+}
+
+// healInline stores the bytes of d again, for the leaf that brought them; where not even that can be read, for the newest
+// one of the manifest under key, which names d as well.
+func (s state) healInline(d artifact.Digest, key, data []byte) error {
+	old, err := parseInlineRow(s.bucket(bucketInline).Get(d[:]))
+	if err != nil || s.bucket(bucketLeaves).Get(bigEndian(old.seq)) == nil {
+		row, _, err := s.manifest(key)
+		if err != nil {
+			return err
+		}
+		old.seq = row.seq
+	}
+	return s.bucket(bucketInline).Put(d[:], append(binary.AppendUvarint([]byte{0}, uint64(old.seq)), data...))
 }
 
 // number and count keep counters in bucket cfg.
@@ -145,7 +190,14 @@ func (s state) verifier(db string) (note.Verifier, error) {
 	if key == nil {
 		return nil, nil
 	}
-	return note.NewVerifier(string(key))
+	v, err := note.NewVerifier(string(key))
+	if err == nil && v.Name() != db {
+		err = fmt.Errorf("it is the key of %s", v.Name())
+	}
+	if err != nil {
+		return nil, damaged(err, "key of checksum database %q", db)
+	}
+	return v, nil
 }
 
 // headRow is a tree head that is committed. Its signature was verified before it was stored.
@@ -166,6 +218,21 @@ func parseHeadRow(k, v []byte) (h headRow, err error) {
 	return h, nil
 }
 
+// checked returns h if it is what its note says. The signature was verified before h was stored.
+func (h headRow) checked(err error, db string) (headRow, bool, error) {
+	var said tlog.Tree
+	if err == nil {
+		said, err = tlog.ParseTree(h.note)
+	}
+	if err == nil && said != h.Tree {
+		err = fmt.Errorf("its note says %d and %v", said.N, said.Hash)
+	}
+	if err != nil {
+		return headRow{}, false, damaged(err, "tree head of %s with %d records and root %v", db, h.N, h.Hash)
+	}
+	return h, true, nil
+}
+
 // head returns the head of exactly n records.
 func (s state) head(db string, n int64) (h headRow, ok bool, err error) {
 	k := append(headPrefix(db), bigEndian(n)...)
@@ -174,7 +241,7 @@ func (s state) head(db string, n int64) (h headRow, ok bool, err error) {
 		return h, false, nil
 	}
 	h, err = parseHeadRow(k, v)
-	return h, err == nil, err
+	return h.checked(err, db)
 }
 
 // newest returns the largest head with fewer than below records.
@@ -191,7 +258,7 @@ func (s state) newest(db string, below int64) (h headRow, ok bool, err error) {
 		return h, false, nil
 	}
 	h, err = parseHeadRow(k, v)
-	return h, err == nil, err
+	return h.checked(err, db)
 }
 
 func (s state) last(db string) (headRow, bool, error) { return s.newest(db, math.MaxInt64) }
@@ -222,7 +289,7 @@ func (s state) forks(db string, f func(key []byte, row forkRow) error) error {
 	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
 		row, err := parseForkRow(v)
 		if err != nil {
-			return fmt.Errorf("evidence of a fork of %s: %w", db, err)
+			return damaged(err, "evidence of a fork of %s", db)
 		}
 		if err := f(k, row); err != nil {
 			return err
@@ -250,7 +317,7 @@ func (s state) listing(path string) (l artifact.Listing, ok bool, err error) {
 	d := decoder{b: v}
 	l = decodeListing(&d)
 	if err := d.end(); err != nil {
-		return l, false, fmt.Errorf("listing of %s: %w", path, err)
+		return l, false, damaged(err, "listing of %s", path)
 	}
 	return l, true, nil
 }

@@ -100,5 +100,6 @@ func (c *catalog) swap(db *bbolt.DB) (old *bbolt.DB, err error) {
 		return db, fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
 	old, c.db = c.db, db
+	c.generation.Add(1)
 	return old, nil
 }

@@ -12,6 +12,34 @@ import (
 	"modmirror/mirror/artifact"
 )
 
+// heal puts the inline bytes of p in the place of those of a committed manifest that this node's disk has lost. The bytes
+// of a digest are the same on all nodes, so this is no change of what is agreed on, and needs no log.
+func (n *Node) heal(ctx context.Context, have artifact.Manifest, p artifact.Publication) error {
+	for _, part := range []struct {
+		kind artifact.Kind
+		data []byte
+	}{{artifact.Info, p.Info}, {artifact.Mod, p.Mod}} {
+		ref := have.Ref(part.kind)
+		if part.data == nil || artifact.RefOf(part.data) != ref || ref.Size > artifact.MaxInline {
+			continue
+		}
+		_, err := n.Inline(ctx, ref.Digest)
+		if !errors.Is(err, artifact.ErrDamaged) && !errors.Is(err, fs.ErrNotExist) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := n.latch.guard("write lost bytes again", n.config.hung, func() error {
+			return n.update(func(s state) error { return s.healInline(ref.Digest, moduleKey(have.Module), part.data) })
+		}); err != nil {
+			return err
+		}
+		n.log.Warn("bytes that the disk had lost are replaced", "module", have.Module.Path, "version", have.Module.Version, "kind", part.kind)
+	}
+	return nil
+}
+
 // Publish adds what p has to the manifest of its module version and returns what is committed and applied here then: of
 // what was there before, the first wins, so the caller serves the parts of the returned manifest and not its own. Blobs
 // must be durable before.
@@ -26,7 +54,7 @@ func (n *Node) Publish(ctx context.Context, p artifact.Publication) (artifact.Ma
 	have, err := n.Manifest(ctx, p.Manifest.Module)
 	if err == nil {
 		if merged, err := have.Merge(p.Manifest); err == nil && sameParts(merged, have) {
-			return have, nil
+			return have, n.heal(ctx, have, p)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return artifact.Manifest{}, err

@@ -1,0 +1,162 @@
+package replicate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// scrub checks the catalog of a running node once, row by row: what a start is too short for. A bit of a page that has
+// turned can hide rows, which would be answered like versions that do not exist. It compares every leaf of the Merkle
+// tree with its manifest, found as a request would find it, and the leaves with the root.
+//
+// It reads a few rows in each transaction and rests in between, so that it takes a quarter of one core at most, and keeps
+// neither pages nor locks for long. Rows that are committed meanwhile are of this process, and need not be found.
+type scrub struct {
+	*checker
+	catalog *catalog
+	began   uint64 // the catalog's generation at the begin
+}
+
+const (
+	scrubRows = 512
+	scrubRest = 3 // how much longer it rests than it works
+)
+
+// errReplaced means that a snapshot was installed: what was read is not of the same catalog.
+var errReplaced = errors.New("the catalog was replaced")
+
+// scrub runs until all is checked or ctx ends. It tells what it finds to c.damage.
+func (c *catalog) scrub(ctx context.Context) error {
+	for {
+		problems := 0
+		s := &scrub{catalog: c, began: c.generation.Load()}
+		s.checker = &checker{ctx: ctx, each: s.rows, yield: func(err error) bool {
+			problems++
+			if !errors.Is(err, errRotten) {
+				err = fmt.Errorf("%v: %w", err, artifact.ErrDamaged) // and nothing else that a cause may be
+			}
+			c.damage.found(err)
+			return problems < maxProblems
+		}}
+		err := s.run()
+		if errors.Is(err, errReplaced) {
+			continue
+		}
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		return err
+	}
+}
+
+// maxProblems is how many problems a scrub tells of before it leaves the rest to fsck.
+const maxProblems = 10
+
+func (s *scrub) run() error {
+	var want compact
+	if err := s.catalog.view(func(st state) (err error) { want, err = st.merkle(); return err }); err != nil {
+		return err
+	}
+	for _, check := range []check{
+		{bucketKeys, s.key}, {bucketHeads, s.treeHead}, {bucketManifests, s.manifestRow}, {bucketConflicts, s.conflict},
+		{bucketForks, s.fork}, {bucketListings, s.listingRow},
+	} {
+		if err := s.rows(check.bucket, check.row); err != nil {
+			return err
+		}
+	}
+	tree, err := s.leaves(want.size)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(tree.encode(), want.encode()) {
+		return s.bad("Merkle tree: %d leaves have the root %v, the catalog says %d and %v", tree.size, tree.root(), want.size, want.root())
+	}
+	return nil
+}
+
+// rows calls row for each row of a bucket.
+func (s *scrub) rows(bucket []byte, row func(key, value []byte) error) error {
+	var after []byte
+	for {
+		begin, more := time.Now(), false
+		err := s.catalog.view(func(st state) (err error) {
+			if s.began != s.catalog.generation.Load() {
+				return errReplaced
+			}
+			s.state = st
+			after, more, err = st.part(bucket, after, scrubRows, row)
+			return err
+		})
+		if err != nil || !more {
+			return err
+		}
+		select {
+		case <-time.After(scrubRest * time.Since(begin)):
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		}
+	}
+}
+
+// part calls row for at most n rows behind the key after, and returns the last key and whether there are more.
+func (s state) part(bucket, after []byte, n int, row func(key, value []byte) error) (last []byte, more bool, err error) {
+	c := s.bucket(bucket).Cursor()
+	k, v := c.Seek(after)
+	if after != nil && bytes.Equal(k, after) {
+		k, v = c.Next()
+	}
+	for ; k != nil && n > 0; k, v = c.Next() {
+		if err := row(k, v); err != nil {
+			return after, false, err
+		}
+		after = bytes.Clone(k)
+		n--
+	}
+	return after, k != nil, nil
+}
+
+// errLast ends the leaves that are looked at.
+var errLast = errors.New("last leaf")
+
+// leaves builds the Merkle tree of the first n leaves, and compares each with its manifest.
+func (k *checker) leaves(n int64) (tree compact, err error) {
+	err = k.each(bucketLeaves, func(key, value []byte) error {
+		seq := tree.size
+		if seq == n {
+			return errLast
+		}
+		if len(key) != 8 || len(value) <= tlog.HashSize || !bytes.Equal(key, bigEndian(seq)) {
+			return k.bad("leaf %x of the Merkle tree: malformed or out of order, expected %d", key, seq)
+		}
+		tree.add(tlog.Hash(value[:tlog.HashSize]))
+		row, ok, err := k.manifest(value[tlog.HashSize:])
+		if err != nil || !ok || row.seq < seq {
+			return k.bad("leaf %d of the Merkle tree stands for %q, which has no manifest that new (%v)", seq, value[tlog.HashSize:], err)
+		}
+		return nil
+	})
+	if errors.Is(err, errLast) {
+		err = nil
+	}
+	return tree, err
+}
+
+// scrub is the node's: it logs how it ends.
+func (n *Node) scrub(ctx context.Context) {
+	begin := time.Now()
+	switch err := n.catalog.scrub(ctx); {
+	case err == nil && n.damage.err() == nil:
+		n.log.Debug("the catalog is checked", "took", time.Since(begin))
+	case errors.Is(err, context.Canceled), errors.Is(err, artifact.ErrUnavailable):
+	case err != nil:
+		n.damage.found(fmt.Errorf("check of the catalog: %w", err))
+	}
+}
