@@ -122,7 +122,7 @@ func TestMismatchedFiles(t *testing.T) {
 		"node.json empty": {func(dir string) error { return os.Truncate(filepath.Join(dir, "node.json"), 0) }, "does not say which node"},
 		"node.json of another cluster": {func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "node.json"), []byte(`{"node":"x","cluster":"y"}`), 0o600)
-		}, "of cluster y"},
+		}, `is of node "x"`},
 	} {
 		dir := t.TempDir()
 		n := openNode(t, Config{Dir: dir})

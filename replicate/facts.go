@@ -8,12 +8,13 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
-// Keys of the log's bucket conf. The first is raft's own; the second is ours, written before an installed snapshot takes
-// the place of the catalog: from then on the catalog may be ahead of the log. It stands in the log, so that an older copy
-// of the log does not have it.
+// Keys of the log's bucket conf. The first is raft's own. The second is written before an installed snapshot takes the
+// place of the catalog: from then on the catalog may be ahead of the log. It stands in the log, so that an older copy of
+// the log does not have it. The third says whose votes these are.
 var (
 	keyCurrentTerm = []byte("CurrentTerm")
 	keyInstalled   = []byte("modmirror/installed")
+	keyNode        = []byte("modmirror/node")
 )
 
 // facts is what a log says of itself.
@@ -21,6 +22,7 @@ type facts struct {
 	first, last uint64 // indexes of its entries; 0: it has none
 	term        uint64 // the newest that the node knew; 0: none
 	installed   uint64 // index of the last snapshot that was installed; 0: none
+	node        string // id of the node whose log it is
 	entryTerm   uint64 // term of the entry that the catalog ends at; 0: the log does not have that entry
 }
 
@@ -52,6 +54,11 @@ func factsOf(store *raftboltdb.BoltStore, applied uint64) (f facts, err error) {
 		if f.installed, err = number(keyInstalled); err != nil {
 			return err
 		}
+		node, err := store.Get(keyNode)
+		if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+			return err
+		}
+		f.node = string(node)
 		var l raft.Log
 		err = store.GetLog(applied, &l)
 		if errors.Is(err, raft.ErrLogNotFound) {
@@ -78,6 +85,15 @@ func (f facts) agree(index, term uint64) error {
 		return fmt.Errorf("the catalog ends at index %d, but the raft log begins at %d: the catalog is older than the log; %s", index, f.first, restore)
 	case f.entryTerm != 0 && f.entryTerm != term:
 		return fmt.Errorf("entry %d is of term %d in the raft log, and of term %d in the catalog: they are not of one node; %s", index, f.entryTerm, term, restore)
+	}
+	return nil
+}
+
+// wrote reports whether the log is that of this node: with another's votes, or under another id than the cluster knows it
+// by, it would wait for a leader for ever.
+func (id identity) wrote(f facts) error {
+	if f.node != id.Node {
+		return fmt.Errorf("node.json is of node %q, the raft log of node %q; %s", id.Node, f.node, restore)
 	}
 	return nil
 }

@@ -140,7 +140,12 @@ func TestLostAndOldFiles(t *testing.T) {
 		"node.json and catalog lost": {func(dir, _ string) error {
 			return errors.Join(os.Remove(jsonOf(dir)), os.Remove(catalogOf(dir)))
 		}, "there is no node.json", "-"},
-		"node.json damaged":            {func(dir, _ string) error { return os.WriteFile(jsonOf(dir), []byte{0xff}, 0o600) }, `"\xff"`, `"\xff"`},
+		"node.json damaged": {func(dir, _ string) error { return os.WriteFile(jsonOf(dir), []byte{0xff}, 0o600) }, `"\xff"`, `"\xff"`},
+		"node.json with a letter changed": {func(dir, _ string) error {
+			id, err := readIdentity(jsonOf(dir))
+			id.Node = "X" + id.Node[1:]
+			return errors.Join(err, id.write(jsonOf(dir)))
+		}, `is of node "X`, `is of node "X`},
 		"node.json of another cluster": {otherCluster, "of cluster y", "of cluster y"},
 		"applied lost":                 {func(dir, _ string) error { return setRow(catalogOf(dir), "cfg", keyApplied, nil) }, "does not say at which index", "does not say at which index"},
 		"applied damaged": {func(dir, _ string) error {

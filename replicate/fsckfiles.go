@@ -39,11 +39,12 @@ func (k *checker) files(c *Catalog) error {
 	if c.logErr != nil {
 		return k.bad("%w", missing("raft log", c.logErr))
 	}
-	return k.log(c.log)
+	return k.log(c)
 }
 
 // log checks the raft log: its pages, that it belongs to the catalog, and every entry.
-func (k *checker) log(db *bbolt.DB) error {
+func (k *checker) log(c *Catalog) error {
+	db := c.log
 	if err := checkPages(db.Path()); err != nil {
 		return k.bad("raft log: %w", err) // not safe to read
 	}
@@ -68,6 +69,9 @@ func (k *checker) log(db *bbolt.DB) error {
 			}
 			index, term := k.applied()
 			f, err := factsOf(store, index)
+			if err == nil && c.idErr == nil {
+				err = c.id.wrote(f)
+			}
 			if err == nil {
 				err = f.agree(index, term)
 			}

@@ -67,7 +67,8 @@ func createLog(path string, conf *raft.Config, trans raft.Transport, servers []r
 		if err != nil {
 			return err
 		}
-		if len(servers) > 0 {
+		err = store.Set(keyNode, []byte(conf.LocalID))
+		if err == nil && len(servers) > 0 {
 			err = raft.BootstrapCluster(conf, store, store, raft.NewDiscardSnapshotStore(), trans, raft.Configuration{Servers: servers})
 		}
 		return errors.Join(err, store.Close())

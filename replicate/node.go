@@ -243,6 +243,9 @@ func (n *Node) checkFiles() error {
 		if err != nil {
 			return fmt.Errorf("%w; %s", err, restore)
 		}
+		if err := n.id.wrote(f); err != nil {
+			return err
+		}
 		if err := f.agree(index, term); err != nil {
 			return err
 		}
