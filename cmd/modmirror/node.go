@@ -313,10 +313,18 @@ func (n *node) private(path string) bool {
 	return module.MatchPrefixPatterns(strings.Join(n.config.Private, ","), path)
 }
 
-// ready says why this node should get no requests, or, with writes, why it takes no new artifacts.
+// ready says why this node should get no requests, or, with writes, why it takes no new artifacts. It serves what it
+// holds as long as it runs, unless it cannot tell what that is.
 func (n *node) ready(ctx context.Context, writes bool) error {
+	st, err := n.replica.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if st.Damage != "" {
+		return fmt.Errorf("the catalog is damaged, see modmirror fsck: %s", st.Damage)
+	}
 	if !writes {
-		return nil // it serves what it holds as long as it runs
+		return nil
 	}
 	if err := n.store.Err(); err != nil {
 		return err
@@ -334,11 +342,17 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 	if free, ok := freeBytes(n.config.DataDir); ok && free < lowDisk {
 		return fmt.Errorf("%s free on the disk of %s: new artifacts may not fit; what is stored is served", size(int64(free)), n.config.DataDir)
 	}
-	if st, err := n.replica.Status(ctx); err != nil {
-		return err
-	} else if st.Fault != "" {
+	return writable(st)
+}
+
+// writable says why the catalog of a node takes nothing new.
+func writable(st replicate.Status) error {
+	switch {
+	case st.Fault != "":
 		return errors.New(st.Fault)
-	} else if len(st.Frozen) > 0 {
+	case st.Leader == "":
+		return errors.New("the cluster has no leader: nothing new can be committed")
+	case len(st.Frozen) > 0:
 		return fmt.Errorf("%s signed two histories: nothing new that it vouches for is taken", strings.Join(st.Frozen, ", "))
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -111,6 +112,7 @@ func (s status) print(w io.Writer) error {
 		row("upstream", "%s", strings.Join(s.Upstream, ", "))
 	}
 	row("node", "%s, %s, term %d, applied %d", s.Node.ID, s.Node.Role, s.Node.Term, s.Node.Applied)
+	row("leader", "%s", cmp.Or(s.Node.Leader, "none: nothing new can be committed"))
 	row("catalog", "%d module versions, root %d:%s, %d conflicts, %s + log %s", s.Node.Manifests, s.Node.Seq, s.Node.Root, s.Node.Conflicts, size(s.Node.CatalogBytes), size(s.Node.LogBytes))
 	row("disk", "%s, %s free", s.Disk.Directory, size(int64(s.Disk.Free)))
 	for _, db := range s.Databases {
