@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"net/url"
 	"strings"
 	"unicode/utf8"
@@ -206,21 +205,16 @@ func parseModulePath(p string) (string, error) {
 	if err != nil {
 		return "", badRequest("%q is not an escaped module path", p)
 	}
-	host, _, _ := strings.Cut(path, "/")
-	last := host[strings.LastIndexByte(host, '.')+1:]
-	if _, err := netip.ParseAddr(host); err == nil || last == "localhost" || numeric(last) {
+	if !hasPublicHost(path) {
 		return "", badRequest("module path %q does not begin with a public host name", path)
 	}
 	return path, nil
 }
 
-// numeric reports whether a host name whose last label is s would be read as an IPv4 address (WHATWG URL, host parsing).
-func numeric(s string) bool {
-	if strings.HasPrefix(s, "0x") {
-		s = s[2:]
-		return strings.Trim(s, "0123456789abcdef") == ""
-	}
-	return s != "" && strings.Trim(s, "0123456789") == ""
+// hasPublicHost reports whether a valid module path begins with what can be the name of a public host.
+func hasPublicHost(path string) bool {
+	host, _, _ := strings.Cut(path, "/")
+	return artifact.IsPublicName(host)
 }
 
 // canonical reports whether m's version is the one name of a version that m's path can have: such a version has

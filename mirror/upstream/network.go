@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"modmirror/mirror/artifact"
 )
 
 // reach says how far inside a network an address lies. A redirect may only lead to an address that lies no further
@@ -28,10 +30,11 @@ const (
 	never          // link-local and the like: not for redirects at all
 )
 
-// What net/netip does not tell. The last two of the forbidden are where two clouds keep an instance's secrets.
+// What net/netip does not tell. The last three of the forbidden are where clouds keep an instance's secrets; in front of them
+// are addresses that carry an IPv4 address inside, and that nobody routes but the network in question (RFC 8215, RFC 4291).
 var (
 	innerNets     = prefixes("100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "fec0::/10")
-	forbiddenNets = prefixes("0.0.0.0/8", "240.0.0.0/4", "100.100.100.200/32", "fd00:ec2::/32")
+	forbiddenNets = prefixes("0.0.0.0/8", "240.0.0.0/4", "64:ff9b:1::/48", "::/96", "168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::/32")
 	nat64, sixTo4 = netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("2002::/16")
 )
 
@@ -64,10 +67,10 @@ func reachOf(a netip.Addr) reach {
 		}
 	}
 	switch {
-	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || contains(forbiddenNets, a):
-		return never
 	case a.IsLoopback():
 		return loopback
+	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || contains(forbiddenNets, a):
+		return never
 	case a.IsPrivate() || contains(innerNets, a):
 		return private
 	}
@@ -76,10 +79,14 @@ func reachOf(a netip.Addr) reach {
 
 // hostReach returns the reach that a host's name alone gives away.
 func hostReach(host string) reach {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
 	if a, err := netip.ParseAddr(host); err == nil {
 		return reachOf(a)
 	}
-	if isLoopbackHost(host) {
+	switch {
+	case artifact.IsNumeric(host):
+		return never // 127.1 and the like: a resolver reads it as some address, and nobody writes one like this who means well
+	case isLoopbackHost(host):
 		return loopback
 	}
 	return public

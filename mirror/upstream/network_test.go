@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -21,7 +22,8 @@ func TestReachOf(t *testing.T) {
 		public:   {"8.8.8.8", "2001:4860::1", "64:ff9b::808:808", "172.32.0.1", "100.63.255.255", "100.128.0.1"},
 		private:  {"10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd12::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "198.18.0.1", "fec0::1"},
 		loopback: {"127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"},
-		never:    {"0.0.0.0", "::", "0.1.2.3", "169.254.169.254", "fe80::1", "fe80::1%eth0", "224.0.0.1", "ff02::1", "255.255.255.255", "100.100.100.200", "fd00:ec2::254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"},
+		never: {"0.0.0.0", "::", "0.1.2.3", "169.254.169.254", "fe80::1", "fe80::1%eth0", "224.0.0.1", "ff02::1", "255.255.255.255", "100.100.100.200", "fd00:ec2::254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::",
+			"168.63.129.16", "64:ff9b::a83f:8110", "64:ff9b:1::1", "64:ff9b:1::a00:1", "::7f00:1", "::a00:1"},
 	} {
 		for _, s := range list {
 			if got := reachOf(netip.MustParseAddr(s)); got != want {
@@ -31,6 +33,87 @@ func TestReachOf(t *testing.T) {
 	}
 	if got := reachOf(netip.Addr{}); got != never {
 		t.Errorf("reachOf of no address = %d", got)
+	}
+}
+
+// Behind a proxy, which resolves names itself, a name is all that can be checked.
+func TestHostReach(t *testing.T) {
+	for want, list := range map[reach][]string{
+		public:   {"example.com", "EXAMPLE.com.", "8.8.8.8", "8.8.8.8.", "localhost.example", "1.example.com"},
+		private:  {"10.0.0.1", "10.0.0.1.", "fd12::1"},
+		loopback: {"localhost", "LOCALHOST.", "x.localhost", "127.0.0.1", "127.0.0.1.", "::1"},
+		never:    {"127.1", "0x7f.1", "0X7F.1.", "2130706433", "0177.0.0.1", "169.254.169.254", "169.254.169.254.", "fe80::1%25eth0"},
+	} {
+		for _, s := range list {
+			if got := hostReach(s); got != want {
+				t.Errorf("hostReach(%s) = %d, want %d", s, got, want)
+			}
+		}
+	}
+}
+
+// What lies inside of all may be an upstream, if the operator says so; redirects of it reach no further than this machine.
+func TestCeilingOfForbiddenUpstream(t *testing.T) {
+	req := func(url string) *http.Request {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	n := newNetwork(Config{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, Body: http.NoBody}, nil
+	})})
+	if _, ceiling, err := n.roundTrip(req("http://169.254.169.254")); err != nil || ceiling != loopback {
+		t.Errorf("by name: ceiling %d, %v", ceiling, err)
+	}
+	srv := httptest.NewServer(http.NotFoundHandler())
+	defer srv.Close()
+	n = newNetwork(Config{MaxPerHost: 1})
+	n.open = &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+		return linkLocal{c}, err
+	}}
+	defer n.close()
+	resp, ceiling, err := n.roundTrip(req("http://modules.example"))
+	if err != nil || ceiling != loopback {
+		t.Fatalf("by address: ceiling %d, %v", ceiling, err)
+	}
+	resp.Body.Close()
+}
+
+// linkLocal is a connection that claims to lead to where clouds keep their secrets.
+type linkLocal struct{ net.Conn }
+
+func (linkLocal) RemoteAddr() net.Addr {
+	return &net.TCPAddr{IP: net.IPv4(169, 254, 169, 254), Port: 80}
+}
+
+// A mirror that listens everywhere is at each of its machine's addresses.
+func TestSelfByInterface(t *testing.T) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil || p.Addr().IsLoopback() || p.Addr().Zone() != "" {
+			continue
+		}
+		n++
+		u := &url.URL{Scheme: "http", Host: net.JoinHostPort(p.Addr().String(), "3000")}
+		for _, self := range []string{":3000", "0.0.0.0:3000", "[::]:3000"} {
+			if _, ok := isSelf(u, []string{self}); !ok {
+				t.Errorf("%s is not taken for %s", u.Host, self)
+			}
+		}
+		if _, ok := isSelf(u, []string{"127.0.0.1:3000"}); ok {
+			t.Errorf("%s is taken for the loopback address", u.Host)
+		}
+	}
+	if n == 0 {
+		t.Skip("this machine has no address but loopback")
 	}
 }
 
