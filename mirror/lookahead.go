@@ -2,12 +2,13 @@ package mirror
 
 import (
 	"context"
+	"go/version"
+	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/mod/modfile"
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/semver"
 
 	"modmirror/mirror/artifact"
 )
@@ -39,7 +40,9 @@ type lookAhead struct {
 	order   []brought       // of the same, the oldest first; those asked for stay in it until their turn
 	running sync.WaitGroup  // Add under mu
 
-	places chan struct{} // of the flights; there is always one free for who is active
+	parses  chan struct{} // one for each go.mod that is parsed or waits for that
+	parsing sync.Mutex    // held while one is: no more than one processor
+	places  chan struct{} // of the flights; there is always one free for who is active
 }
 
 // brought is a go.mod that was brought in ahead.
@@ -55,53 +58,93 @@ const (
 	aheadMemory  = 4096             // brought in and not asked for, for the metrics
 	aheadUseless = 10 * time.Minute // what nobody has asked for after so long was of no use
 	aheadSeen    = 1 << 14
+	aheadParses  = 64      // go.mod files of clients that are parsed or wait for that; of more, nothing is looked ahead for
+	aheadMaxMod  = 1 << 20 // bytes of a go.mod that is looked at: the largest known have a tenth
 )
 
 func newLookAhead(m *Mirror) *lookAhead {
-	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), seen: newCache[bool](aheadSeen, 4<<20),
+	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), parses: make(chan struct{}, aheadParses), seen: newCache[bool](aheadSeen, 4<<20),
 		clients: newCache[bool](aheadSeen, 4<<20), unasked: make(map[string]bool)}
 }
 
-// admitted is told of a go.mod that a client asked for and that has just been let in.
+// admitted is told of a go.mod that a client asked for and that has just been let in. The client does not wait for more.
 func (a *lookAhead) admitted(mv module.Version, data []byte) {
-	if a == nil {
+	if a == nil || !a.beginParse() {
 		return
 	}
-	a.require(mv, data)
-	a.dispatch()
+	go func() {
+		defer a.running.Done()
+		a.require(mv, data)
+		<-a.parses
+		a.dispatch()
+	}()
+}
+
+// beginParse reports whether one more go.mod may wait for being parsed. The caller then ends what it begins.
+func (a *lookAhead) beginParse() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return false
+	}
+	select {
+	case a.parses <- struct{}{}:
+		a.running.Add(1)
+		return true
+	default:
+		a.m.metrics.ahead[aheadDropped].Inc()
+		return false
+	}
 }
 
 // require notes what the go.mod of mv requires, as far as the go command will read it.
 func (a *lookAhead) require(mv module.Version, data []byte) {
+	if len(data) > aheadMaxMod {
+		return
+	}
+	a.parsing.Lock()
+	defer a.parsing.Unlock()
 	f, err := modfile.ParseLax(mv.Path+"@"+mv.Version+"/go.mod", data, nil)
 	if err != nil || pruned(f) {
 		return
 	}
+	var list []module.Version
+	for i, r := range f.Require {
+		if len(list) == aheadPending {
+			a.m.metrics.ahead[aheadDropped].Add(float64(len(f.Require) - i))
+			break
+		}
+		if _, ok := a.seen.get(r.Mod.String()); !ok && a.mayFetch(r.Mod) {
+			list = append(list, r.Mod)
+		}
+	}
+	a.enqueue(list)
+}
+
+// mayFetch reports whether a client might ask for mv here and be answered: a go.mod can require what no request can name.
+func (a *lookAhead) mayFetch(mv module.Version) bool {
+	return module.Check(mv.Path, mv.Version) == nil && canonical(mv) && hasPublicHost(mv.Path) &&
+		!module.MatchPrefixPatterns(a.m.config.Private, mv.Path)
+}
+
+// enqueue appends as much of list to what is pending as there is place for.
+func (a *lookAhead) enqueue(list []module.Version) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range f.Require {
-		if module.Check(r.Mod.Path, r.Mod.Version) != nil || module.CanonicalVersion(r.Mod.Version) != r.Mod.Version {
-			continue
-		}
-		if module.MatchPrefixPatterns(a.m.config.Private, r.Mod.Path) {
-			continue
-		}
-		key := r.Mod.String()
-		if _, ok := a.seen.get(key); ok {
-			continue
-		}
-		if len(a.pending) >= aheadPending {
-			a.m.metrics.ahead[aheadDropped].Inc()
-			continue
-		}
-		a.seen.put(key, true, 0, aheadUseless)
-		a.pending = append(a.pending, r.Mod)
+	n := min(len(list), aheadPending-len(a.pending))
+	if a.closed {
+		n = 0
 	}
+	a.m.metrics.ahead[aheadDropped].Add(float64(len(list) - n))
+	for _, mv := range list[:n] {
+		a.seen.put(mv.String(), true, 0, aheadUseless)
+	}
+	a.pending = append(a.pending, list[:n]...)
 }
 
 // pruned reports whether the go command needs no more of the graph than f itself says.
 func pruned(f *modfile.File) bool {
-	return f.Go != nil && semver.Compare("v"+f.Go.Version, "v1.17") >= 0
+	return f.Go != nil && version.Compare("go"+f.Go.Version, "go1.17") >= 0
 }
 
 // dispatch starts what may run now.
@@ -148,10 +191,11 @@ func (a *lookAhead) bring(mv module.Version) {
 	if err != nil {
 		return
 	}
-	if data, _, err := a.m.load(ctx, man, artifact.Mod); err == nil {
-		if data != nil {
-			a.require(mv, data)
+	if data, f, err := a.m.load(ctx, man, artifact.Mod); err == nil {
+		if f != nil {
+			data, _ = readSmall(f, man.Mod.Size) // who asks for it finds out
 		}
+		a.require(mv, data)
 		a.m.metrics.ahead[aheadHeld].Inc()
 		return
 	}
@@ -169,6 +213,14 @@ func (a *lookAhead) bring(mv module.Version) {
 	if got.value.small != nil {
 		a.require(mv, got.value.small)
 	}
+}
+
+// readSmall reads f, which has size bytes, unless that are too many to look at, and closes it.
+func readSmall(f *os.File, size int64) ([]byte, error) {
+	if size > aheadMaxMod {
+		return nil, f.Close()
+	}
+	return readFile(f, size)
 }
 
 // remember notes that nobody has asked for mv yet, if nobody has.

@@ -2,9 +2,15 @@ package mirror
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
 )
@@ -171,4 +177,161 @@ func TestLookAheadEndsWithTheBurst(t *testing.T) {
 	if got := g.metric("look_ahead_total", "dropped"); got != 2 {
 		t.Errorf("dropped look-aheads: %v, want 2", got)
 	}
+}
+
+// A client waits neither for its go.mod to be parsed for look-ahead, nor for that of another.
+func TestLookAheadParsesBesideTheClient(t *testing.T) {
+	g := newRig(t)
+	g.graph("old 1.16: b", "b 1.21:")
+	g.ahead.parsing.Lock() // as for a go.mod that takes long
+	g.want(modPath("old"), 200, "")
+	g.want(modPath("old"), 200, "")
+	for range aheadParses {
+		g.ahead.admitted(helloV, nil)
+	}
+	if n, dropped := len(g.ahead.parses), g.metric("look_ahead_total", "dropped"); n != aheadParses || dropped != 1 {
+		t.Errorf("%d wait, %v were dropped", n, dropped)
+	}
+	g.ahead.parsing.Unlock()
+	g.await("b")
+}
+
+// requiring returns a go.mod of so many requirements.
+func requiring(n int) []byte {
+	b := []byte("module example.com/old\n\nrequire (\n")
+	for i := range n {
+		b = fmt.Appendf(b, "\texample.com/m%d v1.0.0\n", i)
+	}
+	return append(b, ")\n"...)
+}
+
+func TestLookAheadIsBounded(t *testing.T) {
+	g := newRig(t)
+	a := g.ahead
+	a.require(helloV, append(requiring(10), "//"+strings.Repeat("x", aheadMaxMod)...))
+	if len(a.pending) != 0 {
+		t.Errorf("%d requirements of a huge go.mod are pending", len(a.pending))
+	}
+	a.require(helloV, requiring(aheadPending-10))
+	a.require(helloV, requiring(aheadPending+100)) // of which ten have a place
+	if dropped := g.metric("look_ahead_total", "dropped"); len(a.pending) != aheadPending || dropped != 100 {
+		t.Errorf("%d are pending, %v were dropped; want %d, 100", len(a.pending), dropped, aheadPending)
+	}
+	a.pending = nil
+	a.require(helloV, requiring(aheadPending-9))
+	if len(a.pending) != 0 {
+		t.Errorf("%d are pending that were looked ahead for already", len(a.pending))
+	}
+	a.require(helloV, []byte(strings.ReplaceAll(string(requiring(3*aheadPending)), "/m", "/n")))
+	if len(a.pending) != aheadPending {
+		t.Errorf("%d are pending", len(a.pending))
+	}
+	a.pending = nil
+}
+
+// What no request can name is not asked for because a go.mod names it.
+func TestLookAheadAsksForPublicHostsOnly(t *testing.T) {
+	g := newRig(t)
+	g.add("example.com/old@v1.0.0\n-- go.mod --\nmodule example.com/old\n\nrequire 169.254.169.254/latest v1.0.0\nrequire 127.0.0.1/x v1.0.0\nrequire a.localhost/x v1.0.0\nrequire 0x7f.1/x v1.0.0\n-- x.go --\npackage x\n")
+	g.want(modPath("old"), 200, "")
+	g.settle()
+	for _, m := range g.sums.asked {
+		if m.Path != "example.com/old" {
+			t.Errorf("the checksum database was asked for %s", m)
+		}
+	}
+}
+
+// A go.mod that is held as a file is read and closed.
+func TestLookAheadClosesWhatIsHeld(t *testing.T) {
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("this system does not list open files")
+		}
+		return len(list)
+	}
+	g := newRig(t)
+	g.graph("b 1.21:")
+	filler := "//" + strings.Repeat("x", artifact.MaxInline)
+	big := g.add("example.com/big@v1.0.0\n-- go.mod --\nmodule example.com/big\n\nrequire example.com/b v1.0.0\n\n" + filler + "\n-- x.go --\npackage x\n")
+	huge := g.add("example.com/huge@v1.0.0\n-- go.mod --\nmodule example.com/huge\n\n" + strings.Repeat(filler+"\n", 17) + "\n-- x.go --\npackage x\n")
+	g.want(modPath("huge"), 200, "")
+	g.ahead.stop() // so that nothing is looked ahead for yet
+	g.want(modPath("big"), 200, "")
+	g.settle()
+	g.ahead.closed = false
+	g.srv.CloseClientConnections()
+	before := files()
+	for range 20 {
+		g.ahead.bring(big)
+		g.ahead.bring(huge)
+	}
+	if n := files(); n > before+10 {
+		t.Errorf("%d files were open, %d are", before, n)
+	}
+	if list := g.ahead.pending; len(list) != 1 || list[0].Path != "example.com/b" {
+		t.Errorf("pending: %v", list)
+	}
+}
+
+func TestPruned(t *testing.T) {
+	for goVersion, want := range map[string]bool{"": false, "1.9": false, "1.16": false, "1.17": true, "1.21rc1": true, "1.21.0": true, "1.100": true} {
+		f := new(modfile.File)
+		if goVersion != "" {
+			f.Go = &modfile.Go{Version: goVersion}
+		}
+		if got := pruned(f); got != want {
+			t.Errorf("pruned(go %s) = %v, want %v", goVersion, got, want)
+		}
+	}
+}
+
+// Look-ahead gives way when clients have more than half of the places.
+func TestLookAheadGivesWay(t *testing.T) {
+	g := newRig(t, func(c *Config) { c.MaxFetches = 4 })
+	g.graph("b:")
+	a := g.ahead
+	a.wanted(helloV)
+	a.enqueue([]module.Version{{Path: "example.com/b", Version: "v1.0.0"}})
+	for range 3 {
+		g.small <- struct{}{}
+	}
+	a.dispatch()
+	g.settle()
+	if n := g.up.Count(modPath("b")); n != 0 || len(a.pending) != 1 {
+		t.Errorf("asked %d times with most places taken, %d pending", n, len(a.pending))
+	}
+	for range 3 {
+		<-g.small
+	}
+	g.want(helloPath+"v1.0.0.mod", 200, "") // which goes on with what waits
+	g.await("b")
+}
+
+// What nobody has asked for within ten minutes was of no use.
+func TestLookAheadIsUseless(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		b := newBench(t, &lister{}, newMemIndex(), func(c *Config) { c.Metrics = reg })
+		g := &rig{t: t, reg: reg}
+		at := func(name string) module.Version {
+			return module.Version{Path: "example.com/" + name, Version: "v1.0.0"}
+		}
+		b.ahead.remember(at("a"))
+		b.ahead.remember(at("b"))
+		b.ahead.wanted(at("b"))
+		time.Sleep(aheadUseless)
+		b.ahead.remember(at("c"))
+		if n := g.metric("look_ahead_total", "useless"); n != 0 {
+			t.Errorf("useless after just %v: %v", aheadUseless, n)
+		}
+		time.Sleep(1)
+		b.ahead.remember(at("d"))
+		for end, want := range map[string]float64{"useless": 1, "useful": 1} {
+			if n := g.metric("look_ahead_total", end); n != want {
+				t.Errorf("%s: %v, want %v", end, n, want)
+			}
+		}
+	})
 }
