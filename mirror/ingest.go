@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -131,12 +130,7 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	start = in.m.metrics.stageDone(stageCheck, start)
 	ref := in.refOf(d)
 	if keep != nil && (in.kind == artifact.Zip || ref.Size > artifact.MaxInline) {
-		if in.want == ref { // the bytes here are gone or damaged; those in hand are right
-			if err := in.m.config.Store.Remove(ref.Digest); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return notAbsent(err)
-			}
-		}
-		if _, err := keep.Commit(); err != nil {
+		if _, err := keep.Commit(); err != nil { // it replaces damaged bytes, and only those
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package mirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -375,6 +376,17 @@ func TestRepair(t *testing.T) {
 			path := filepath.Join(g.dir, "blobs/sha256", r.Digest.String()[:2], r.Digest.String())
 			_ = os.Chmod(path, 0o600)
 			return os.Truncate(path, 10)
+		},
+		"one bit, after a restart": func(g *rig, r artifact.Ref) error {
+			path := filepath.Join(g.dir, "blobs/sha256", r.Digest.String()[:2], r.Digest.String())
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			b[len(b)/2] ^= 1
+			err = errors.Join(os.Remove(path), os.WriteFile(path, b, 0o600))
+			g.start(func(c *Config) { c.HotBytes = 1 })
+			return err
 		},
 	} {
 		g := newRig(t, func(c *Config) { c.HotBytes = 1 }) // nothing is in memory, as after a restart

@@ -20,8 +20,9 @@
 //     process dies between two of them.
 //   - What was published for a module version is served for ever, with the same bytes, strong ETag and ranges, whether
 //     or not the upstream and the checksum database can be reached.
-//   - A failed check is 403, rubbish from upstream 502, a timeout 504, anything that cannot be said now 503. Only what
-//     is known not to exist is 404, because after a 404 the go command asks somebody else (statusOf).
+//   - A failed check is 403, also of rubbish in place of a go.mod or zip; rubbish in place of an info or list, which no sum
+//     can tell from an answer, is 502. A timeout is 504; what cannot be said now, and what broke off, 503. Only what is
+//     known not to exist is 404, because after a 404 the go command asks somebody else (statusOf).
 //   - Lists and @latest are the upstream's answers, united with what was published. While the upstream answers they are
 //     less than twice [Config.ListTTL] old, which is two minutes unless configured: in the second minute the older answer
 //     is sent once more while a newer one is fetched. Clients may keep them for another minute (Cache-Control). While the
