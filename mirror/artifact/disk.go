@@ -1,8 +1,11 @@
 package artifact
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // disk is every way in which a Store changes its directory, so that tests can put one in its place that loses power,
@@ -50,9 +53,34 @@ func (d rootDisk) SyncDir(name string) error {
 	if err != nil {
 		return err
 	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// syncDir is SyncDir for a directory outside of any store.
+func syncDir(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
 	}
-	return err
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// makeDir makes the data directory and what is missing above it, and makes their names durable: a store whose whole
+// directory is gone after a power cut has kept no promise. Also that of one which is there, since the process that made it
+// may have died before; but what somebody else made, in a directory that we may not read, is their business.
+func makeDir(dir string, sync func(string) error) error {
+	parent := filepath.Dir(dir)
+	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(parent, sync); err != nil {
+			return err
+		}
+	}
+	made := os.Mkdir(dir, dirPerm)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return made
+	}
+	if err := sync(parent); err != nil && made == nil {
+		return err
+	}
+	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -207,5 +209,27 @@ func failingOnce(op string, err error) func(string, string) error {
 		}
 		done = true
 		return err
+	}
+}
+
+// The names of the data directory and of what is missing above it are durable once it is open.
+func TestMakeDir(t *testing.T) {
+	errSync := errors.New("sync")
+	top := t.TempDir()
+	dir := filepath.Join(top, "a", "b", "data")
+	var synced []string
+	spy := func(name string) error { synced = append(synced, name); return nil }
+	fail := func(string) error { return errSync }
+	if err := makeDir(filepath.Join(top, "x"), fail); !errors.Is(err, errSync) {
+		t.Errorf("makeDir with a disk that fails: %v", err)
+	}
+	for _, want := range [][]string{{top, filepath.Join(top, "a"), filepath.Join(top, "a", "b")}, {filepath.Join(top, "a", "b")}} {
+		synced = nil
+		if err := makeDir(dir, spy); err != nil || !slices.Equal(synced, want) {
+			t.Errorf("makeDir = %v, fsyncs %q, want %q", err, synced, want)
+		}
+	}
+	if err := makeDir(dir, fail); err != nil {
+		t.Errorf("makeDir of what is there, in a directory of somebody else's: %v", err)
 	}
 }

@@ -84,7 +84,7 @@ func openStore(dir string, on func(*os.Root) disk) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	if err := os.MkdirAll(dir, dirPerm); err != nil {
+	if err := makeDir(dir, syncDir); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
