@@ -183,7 +183,7 @@ func parseResolved(body []byte, path string) ([]byte, error) {
 // forget remembers for a while that something does not exist, if err says so, and returns err for the client.
 func (m *Mirror) forget(key string, err error) error {
 	if isAbsent(err) {
-		err = remember(err)
+		err = m.remember(err)
 		m.negative.put(key, err, overhead, m.config.NegativeTTL)
 	}
 	return err

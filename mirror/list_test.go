@@ -487,6 +487,24 @@ func TestNegativeIsBounded(t *testing.T) {
 	})
 }
 
+// PROTOCOL 36: what we and then a client's cache believe is together no older than a minute.
+func TestAbsentCached(t *testing.T) {
+	for ttl, want := range map[time.Duration]string{
+		time.Millisecond: "public, max-age=30", 30 * time.Second: "public, max-age=30", 45 * time.Second: "public, max-age=15",
+		45*time.Second + 1: "public, max-age=14", 59*time.Second + 1: "no-store", time.Hour: "no-store",
+	} {
+		b := newBench(t, &lister{}, newMemIndex(), func(c *Config) { c.NegativeTTL = ttl })
+		b.set("", "", notExist("x"), 0)
+		for _, path := range []string{listOf, "/example.com/m/@v/main.info"} {
+			w := httptest.NewRecorder()
+			b.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if got := w.Header().Get("Cache-Control"); w.Code != 404 || got != want {
+				t.Errorf("%s with %v = %d, Cache-Control %q, want %q", path, ttl, w.Code, got, want)
+			}
+		}
+	}
+}
+
 // A module that upstream does not know is asked for again after a while, and a list in between does not wait for it.
 func TestListNegative(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -98,7 +98,7 @@ type Config struct {
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
 	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s
-	NegativeTTL time.Duration // how long "no such version" is remembered; 0: 30 s; at most a minute
+	NegativeTTL time.Duration // how long "no such version" is remembered; 0: 30 s; at most a minute, of which clients may use the rest
 	ZipBudget   time.Duration // how long fetching and checking a zip may take; 0: 10 min
 	FetchBudget time.Duration // the same for an info, go.mod or query; 0: 2.5 min
 	ClientWait  time.Duration // how long a client waits for a fetch, which goes on without it; 0: 5 min
@@ -155,7 +155,7 @@ func New(c Config) (*Mirror, error) {
 	setDefault(&c.ListBudget, 20*time.Second)
 	setDefault(&c.StaleWait, 3*time.Second)
 	setDefault(&c.NegativeTTL, 30*time.Second)
-	c.NegativeTTL = min(c.NegativeTTL, time.Minute)
+	c.NegativeTTL = min(c.NegativeTTL, maxNegative)
 	setDefault(&c.ZipBudget, 10*time.Minute)
 	setDefault(&c.FetchBudget, 150*time.Second)
 	setDefault(&c.ClientWait, 5*time.Minute)

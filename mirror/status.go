@@ -104,7 +104,7 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	var absent *rememberedError
 	switch {
 	case errors.As(err, &absent) && status == http.StatusNotFound:
-		h["Cache-Control"] = brieflyCached
+		h["Cache-Control"] = absent.cacheFor
 	case status == http.StatusMethodNotAllowed:
 		h["Allow"] = allowGet
 	case status >= http.StatusBadGateway:

@@ -237,7 +237,7 @@ func (t *topic) orAbsent(ctx context.Context, path string, held func(context.Con
 		now.at = time.Now()
 		return &now, nil
 	case isAbsent(err):
-		return &seen{absent: remember(fmt.Errorf("%s %s: %w", path, t.class, why)), at: time.Now()}, nil
+		return &seen{absent: t.m.remember(fmt.Errorf("%s %s: %w", path, t.class, why)), at: time.Now()}, nil
 	}
 	return nil, err
 }
@@ -258,12 +258,32 @@ func (t *topic) keep(path string, s *seen) {
 var errOffline = notExist("not held; this mirror runs offline")
 
 // rememberedError is "no such thing" that is believed for a while, by us and by caches in between.
-type rememberedError struct{ err error }
+type rememberedError struct {
+	err      error
+	cacheFor []string // Cache-Control
+}
 
 func (e *rememberedError) Error() string { return e.err.Error() }
 func (e *rememberedError) Unwrap() error { return e.err }
 
-func remember(err error) error { return &rememberedError{err} }
+func (m *Mirror) remember(err error) error {
+	return &rememberedError{err, absentCached(m.config.NegativeTTL)}
+}
+
+// absentCached lets others believe for what is left of a minute, when we may have believed it for ttl, that something does
+// not exist, and for half a minute at most: whoever publishes a version sees it within a minute.
+func absentCached(ttl time.Duration) []string {
+	switch left := (maxNegative - ttl).Truncate(time.Second); {
+	case left >= 30*time.Second:
+		return brieflyCached
+	case left > 0:
+		return []string{fmt.Sprintf("public, max-age=%d", left/time.Second)}
+	}
+	return noStore
+}
+
+// maxNegative bounds how long "no such version" is believed, by us and by caches in between together.
+const maxNegative = time.Minute
 
 // orElse returns err, or other if there is none.
 func orElse(err, other error) error {
