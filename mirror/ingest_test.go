@@ -575,3 +575,31 @@ func TestDamagedInline(t *testing.T) {
 	clear(g.index.inline)
 	g.want(helloPath+"v1.0.0.mod", 503, "")
 }
+
+// No more than MaxChecks zips are checked at a time; one that waits for that waits no longer than its budget.
+func TestChecksAreBounded(t *testing.T) {
+	g := newRig(t, func(c *Config) { c.MaxChecks, c.ZipBudget = 1, 100*time.Millisecond })
+	g.checks <- struct{}{}
+	g.want(helloPath+"v1.0.0.zip", 504, "")
+	g.nothingStored()
+	g.start(func(c *Config) { c.MaxChecks = 1 })
+	other := g.add("example.com/other@v1.0.0\n-- go.mod --\nmodule example.com/other\n")
+	g.want(helloPath+"v1.0.0.zip", 200, "")
+	g.want("/"+other.Path+"/@v/v1.0.0.zip", 200, "")
+	g.nothingPending()
+}
+
+// forgetful is an Index that does not know what it has just taken.
+type forgetful struct{ *memIndex }
+
+func (x forgetful) Publish(_ context.Context, p artifact.Publication) (artifact.Manifest, error) {
+	return artifact.Manifest{Module: p.Manifest.Module, Record: p.Manifest.Record}, nil
+}
+
+// What was fetched and cannot be found then is an outage, not a missing version.
+func TestFetchedIsNeverAbsent(t *testing.T) {
+	g := newRig(t, func(c *Config) { c.Index = forgetful{newMemIndex()} })
+	for _, k := range []string{"info", "mod", "zip"} {
+		g.want(helloPath+"v1.0.0."+k, 503, "not held")
+	}
+}

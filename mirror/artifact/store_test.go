@@ -562,3 +562,22 @@ func TestOpenStoreSweepsDraftsOnly(t *testing.T) {
 		t.Error("OpenStore follows a link out of the data directory")
 	}
 }
+
+// What was begun before the fault is not stored after it: the disk may lie about it as about the rest.
+func TestNoCommitAfterFault(t *testing.T) {
+	s := openTestStore(t, t.TempDir())
+	d, err := s.Create(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Write([]byte("bytes")); err != nil {
+		t.Fatal(err)
+	}
+	s.StopWrites(errors.New("another file's fsync"))
+	if _, err := d.Commit(); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "another file's fsync") {
+		t.Errorf("Commit = %v", err)
+	}
+	for ref := range s.All() {
+		t.Errorf("stored: %v", ref)
+	}
+}
