@@ -2,8 +2,11 @@ package artifact
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 )
 
 func TestPublicText(t *testing.T) {
@@ -37,4 +40,33 @@ func TestPublicText(t *testing.T) {
 	if got := PublicText(errors.New(strings.Repeat("ä", 10000)), 420); len(got) > 420 {
 		t.Errorf("PublicText returns %d bytes", len(got))
 	}
+}
+
+// Whatever stands around them, URLs with what is secret in them, addresses and control characters do not get out.
+func FuzzPublicText(f *testing.F) {
+	for _, s := range []string{"", ": ", "Get \"", "\n", "\x1b[31m", "x", "é", "://", "[", "h1:", "@", "1.", "\u202e", "%"} {
+		f.Add(s, " ", "secret")
+		f.Add("dial tcp ", s, "s3")
+	}
+	urls := regexp.MustCompile(`(?i)(https?|file|ssh|socks5)://\S`)
+	address := regexp.MustCompile(`\b10\.11\.12\.13\b|fd00::1:2`)
+	f.Fuzz(func(t *testing.T, before, after, secret string) {
+		secret = "pw" + strings.Map(func(r rune) rune {
+			if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' {
+				return r
+			}
+			return -1
+		}, secret) + "pw"
+		text := before + " https://user:" + secret + "@p.example/x " + after + " 10.11.12.13:80 and [fd00::1:2]:443 " + before + "\x1b" + after
+		got := PublicText(errors.New(text), 400)
+		if strings.Contains(got, secret) && !strings.Contains(before+after, secret) || urls.MatchString(got) {
+			t.Errorf("PublicText(%q) = %q shows a URL", text, got)
+		}
+		if address.MatchString(got) && !address.MatchString(before+after) {
+			t.Errorf("PublicText(%q) = %q shows an address", text, got)
+		}
+		if len(got) > 400 || !utf8.ValidString(got) || strings.ContainsFunc(got, func(r rune) bool { return !unicode.IsGraphic(r) }) {
+			t.Errorf("PublicText(%q) = %q is not fit for a terminal", text, got)
+		}
+	})
 }
