@@ -29,6 +29,7 @@
 //
 //	01 03 45 44 "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8"
 //
+// Each entry is stored with a checksum (sealedlog.go); one whose checksum is wrong is neither applied nor sent to others.
 // There is one encoding of everything, so nodes compare bytes. An entry that a node cannot parse stops its writes: a
 // node that skipped it would no longer hold what the others hold. The catalog's buckets are listed in catalog.go. Each
 // change of a manifest appends a leaf to a Merkle tree (RFC 6962 §2.1; the leaf is the manifest's encoding), so nodes

@@ -27,7 +27,7 @@ type facts struct {
 }
 
 // factsOf reads what the log says, for a catalog that ends at index applied.
-func factsOf(store *raftboltdb.BoltStore, applied uint64) (f facts, err error) {
+func factsOf(store *sealedLog, applied uint64) (f facts, err error) {
 	number := func(key []byte) (uint64, error) {
 		b, err := store.Get(key)
 		if errors.Is(err, raftboltdb.ErrKeyNotFound) {

@@ -116,7 +116,7 @@ func TestLostAndOldFiles(t *testing.T) {
 			return entry(dir, func(logs *bbolt.Bucket, last []byte) error {
 				return logs.Put(last, bytes.Clone(logs.Get(bigEndian(3))))
 			})
-		}, either, "it is entry 3"},
+		}, "it is entry 3", "it is entry 3"},
 		"entry of no type": {func(dir, _ string) error { return badEntry(logPath(dir), 77, "") }, either, "unknown type 77"},
 		"configuration damaged": {func(dir, _ string) error {
 			return badEntry(logPath(dir), raft.LogConfiguration, "\xff")

@@ -9,7 +9,6 @@ import (
 	"unicode"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 )
 
@@ -93,7 +92,7 @@ func (k *checker) log(c *Catalog) error {
 // entries checks the entries of a log, in their order.
 type entries struct {
 	*checker
-	store *raftboltdb.BoltStore
+	store *sealedLog
 	facts facts
 	index uint64 // of the entry before; 0: none
 	term  uint64
@@ -114,12 +113,11 @@ func (e *entries) entry(key, _ []byte) error {
 		}
 	}
 	var l raft.Log
-	err := safely(true, func() error {
-		if err := e.store.GetLog(index, &l); err != nil {
-			return err
-		}
-		return checkEntry(l, index)
-	})
+	if err := e.store.GetLog(index, &l); err != nil {
+		e.index = index
+		return e.bad("%w", err)
+	}
+	err := safely(true, func() error { return checkEntry(l) })
 	if err == nil && (l.Term < e.term || l.Term > e.facts.term) {
 		err = fmt.Errorf("it is of term %d, the one before of term %d, and the newest is %d", l.Term, e.term, e.facts.term)
 	}
@@ -131,10 +129,7 @@ func (e *entries) entry(key, _ []byte) error {
 }
 
 // checkEntry reports whether l can be applied.
-func checkEntry(l raft.Log, index uint64) error {
-	if l.Index != index {
-		return fmt.Errorf("it is entry %d", l.Index)
-	}
+func checkEntry(l raft.Log) error {
 	switch l.Type {
 	case raft.LogCommand:
 		_, err := parseEntry(l.Data)

@@ -12,6 +12,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+
+	"modmirror/mirror/artifact"
 )
 
 // logCache is how many of the newest entries are kept in memory: what followers ask for.
@@ -30,7 +32,7 @@ func logOptions() *bbolt.Options {
 }
 
 // openLog opens the log at path, which must be there and whole: an empty one would forget the node's term and vote.
-func openLog(path string) (store *raftboltdb.BoltStore, err error) {
+func openLog(path string) (store *sealedLog, err error) {
 	err = lookInto(path, *logOptions(), func(tx *bbolt.Tx) error {
 		if err := checkPages(path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
@@ -49,14 +51,18 @@ func openLog(path string) (store *raftboltdb.BoltStore, err error) {
 }
 
 // newLog opens the log at path, and makes an empty one of an empty file unless it is only to be read.
-func newLog(path string, readOnly bool) (store *raftboltdb.BoltStore, err error) {
+func newLog(path string, readOnly bool) (store *sealedLog, err error) {
 	opt := logOptions()
 	opt.ReadOnly = readOnly
 	err = safely(true, func() (err error) {
-		store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: opt})
+		bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: opt})
+		store = &sealedLog{bolt}
 		return err
 	})
-	return store, boltError(path, err)
+	if err != nil {
+		return nil, boltError(path, err)
+	}
+	return store, nil
 }
 
 // createLog makes an empty log at path, unless there is one. With servers, it holds the first entry of a new cluster:
@@ -92,6 +98,20 @@ type logStore struct {
 
 	running   atomic.Bool // raft's goroutines run
 	truncated atomic.Bool // entries were deleted at the end, and none were written since
+}
+
+// GetLog reads an entry. One that is damaged ends the node's writes, as it can neither be applied nor be sent to others.
+// raft panics if it cannot read what it is about to apply, so its goroutine ends instead, see SetUint64.
+func (s *logStore) GetLog(index uint64, l *raft.Log) error {
+	err := s.logBackend.GetLog(index, l)
+	if !errors.Is(err, artifact.ErrDamaged) {
+		return err
+	}
+	if s.running.Load() {
+		s.latch.trip(fmt.Errorf("%w; %s", err, restore))
+		runtime.Goexit()
+	}
+	return err
 }
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }

@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -89,7 +89,7 @@ type Node struct {
 	log    *slog.Logger
 	id     identity
 
-	store   *raftboltdb.BoltStore
+	store   *sealedLog
 	raft    *raft.Raft
 	latch   *latch
 	metrics *metrics
@@ -232,25 +232,28 @@ func (n *Node) openCatalog() error {
 	return nil
 }
 
-// checkFiles reports whether node.json, log and catalog belong together.
+// checkFiles reports whether node.json, log and catalog belong together, and whether raft will find what it reads first.
 func (n *Node) checkFiles() error {
-	return n.view(func(s state) error {
-		if err := s.checkConfig(); err != nil {
-			return fmt.Errorf("%w; %s", err, restore)
-		}
-		index, term := s.applied()
-		f, err := factsOf(n.store, index)
-		if err != nil {
-			return fmt.Errorf("%w; %s", err, restore)
-		}
-		if err := n.id.wrote(f); err != nil {
-			return err
-		}
-		if err := f.agree(index, term); err != nil {
-			return err
-		}
-		return n.id.agree(s.cluster())
-	})
+	var index, term uint64
+	var cluster string
+	if err := n.view(func(s state) error {
+		index, term = s.applied()
+		cluster = s.cluster()
+		return s.checkConfig()
+	}); err != nil {
+		return fmt.Errorf("%w; %s", err, restore)
+	}
+	f, err := factsOf(n.store, index)
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, restore)
+	}
+	if err := cmp.Or(n.id.wrote(f), f.agree(index, term)); err != nil {
+		return err
+	}
+	if err := n.store.readable(f, index); err != nil {
+		return fmt.Errorf("%w; %s", err, restore)
+	}
+	return n.id.agree(cluster)
 }
 
 // settle notes in node.json that log and catalog are there, durably, and of which cluster, before either is used. From
@@ -292,7 +295,7 @@ func (n *Node) start() (err error) {
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
 	conf.ElectionTimeout += time.Millisecond
-	if err := safely(true, func() (err error) { // raft panics if an entry is missing
+	if err := safely(true, func() (err error) { // raft panics if an entry is missing, or cannot be read
 		n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.Transport)
 		return err
 	}); err != nil {
