@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"modmirror/mirror/artifact"
 	"modmirror/replicate/replicatetest"
@@ -212,7 +215,7 @@ func TestFullAfterTruncation(t *testing.T) {
 	store(4, true)
 }
 
-// raft panics if it cannot save its term. It must not come to that, neither while it runs nor when it starts.
+// raft panics if it cannot save its term. It must not come to that, neither while it runs nor when it starts (see below).
 func TestTermThatCannotBeSaved(t *testing.T) {
 	f := &fullLog{logBackend: raft.NewInmemStore()}
 	s := &logStore{logBackend: f, latch: newLatch("", nil), limit: time.Minute}
@@ -232,17 +235,71 @@ func TestTermThatCannotBeSaved(t *testing.T) {
 		t.Errorf("SetUint64 of a vote after a fault = %v", err)
 	}
 
-	dir := t.TempDir()
-	openNode(t, Config{Dir: dir}).Close()
-	broken := func(b logBackend) logBackend {
-		f := &fullLog{logBackend: b}
-		f.full.Store(true)
-		return f
+}
+
+// A start on a full disk serves what is stored, says what is the matter, and writes when there is room.
+func TestStartOnFullDisk(t *testing.T) {
+	dir, f, faults := t.TempDir(), &fullLog{}, make(chan error, 9)
+	n := openNode(t, Config{Dir: dir})
+	db := trusting(t, n)
+	want := publish(t, n, db, "example.com/a", "v1.0.0")
+	n.Close()
+	f.full.Store(true)
+	reg := prometheus.NewRegistry()
+	n = openNode(t, Config{Dir: dir, HeartbeatTimeout: 100 * time.Millisecond, Metrics: reg, OnFault: func(err error) { faults <- err },
+		wrapLog: func(b logBackend) logBackend { f.logBackend = b; return f }})
+	if got, err := n.Manifest(t.Context(), want.Module); err != nil || !sameParts(got, want) {
+		t.Errorf("Manifest() on a full disk = %+v, %v", got, err)
 	}
-	if _, err := Open(t.Context(), Config{Dir: dir, wrapLog: broken}); err == nil || !strings.Contains(err.Error(), "no space") {
-		t.Errorf("Open on a full disk: %v", err)
+	if err := n.TrustDatabase(t.Context(), db.Key); err != nil {
+		t.Errorf("TrustDatabase(known) on a full disk = %v", err)
+	}
+	if st, err := n.Status(t.Context()); err != nil || !st.Full || !strings.Contains(st.Fault, "no space on the disk of "+dir) {
+		t.Errorf("Status() on a full disk = %+v, %v", st, err)
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP modmirror_replicate_disk_full 1 as long as this node cannot write because its disk is full.
+# TYPE modmirror_replicate_disk_full gauge
+modmirror_replicate_disk_full 1
+# HELP modmirror_replicate_fault 1 after a disk fault has stopped this node's writes.
+# TYPE modmirror_replicate_fault gauge
+modmirror_replicate_fault 0
+`), "modmirror_replicate_fault", "modmirror_replicate_disk_full"); err != nil {
+		t.Error(err)
+	}
+	f.full.Store(false)
+	m := db.AddModule("example.com/b", "v1.0.0", "module example.com/b\n")
+	waitFor(t, "recovery", func() bool { st, _ := n.Status(t.Context()); return st.Role == "leader" && st.Fault == "" })
+	advance(t, n, db)
+	if _, err := n.Publish(t.Context(), db.Publication(m, db.Size())); err != nil {
+		t.Errorf("Publish() when there is room = %v", err)
+	}
+	if len(faults) > 0 {
+		t.Errorf("a full disk is reported as a fault: %v", <-faults)
 	}
 }
+
+// Whatever keeps the only voter from leading, the error of the start has it.
+func TestNoLeaderSaysWhy(t *testing.T) {
+	dir := t.TempDir()
+	openNode(t, Config{Dir: dir}).Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	stuck := make(chan struct{})
+	defer close(stuck)
+	_, err := Open(ctx, Config{Dir: dir, wrapLog: func(b logBackend) logBackend { return stuckLog{b, stuck} }})
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "raft is a") {
+		t.Errorf("Open = %v", err)
+	}
+}
+
+// stuckLog is a log that takes no entries, and says nothing.
+type stuckLog struct {
+	logBackend
+	stuck chan struct{}
+}
+
+func (s stuckLog) StoreLogs([]*raft.Log) error { <-s.stuck; return errDisk }
 
 var keyLastVoteTerm = []byte("LastVoteTerm")
 

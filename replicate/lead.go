@@ -94,6 +94,7 @@ func (n *Node) lead(ctx context.Context) {
 		if ctx.Err() != nil || n.raft.State() != raft.Leader {
 			return
 		}
+		n.office.Store(&err)
 		n.log.Warn("begin of leadership", "err", err)
 		select {
 		case <-ctx.Done():

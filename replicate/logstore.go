@@ -153,12 +153,19 @@ func (s *logStore) Set(k, v []byte) error {
 
 // SetUint64 writes a number. raft panics if it cannot save its term, which would end the process, although its reads can
 // go on. So this waits until there is room. If there will not be any more, or the disk has failed, the goroutine ends that
-// wanted it, which is raft's main one or that of a connection; watch ends the rest of raft.
+// wanted it, which is raft's main one or that of a connection; watch ends the rest of raft. A term that is there already,
+// as when raft starts, is not written again: on a full disk the node would not start at all.
 func (s *logStore) SetUint64(k []byte, v uint64) error {
 	write := func() error {
 		return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.SetUint64(k, v) })
 	}
-	if !bytes.Equal(k, keyCurrentTerm) || !s.running.Load() {
+	if !bytes.Equal(k, keyCurrentTerm) {
+		return write()
+	}
+	if have, err := s.GetUint64(k); err == nil && have == v {
+		return nil
+	}
+	if !s.running.Load() {
 		return write()
 	}
 	err := s.latch.insist("write the term", s.ended, write)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -96,17 +97,18 @@ type Node struct {
 	leading chan bool // raft tells every change
 
 	queue        chan *proposal
-	stopping     chan struct{} // closed by Close
-	proposerDone chan struct{} // closed by runProposer
-	raftDone     chan struct{} // closed once raft has been told to end
-	ready        chan struct{} // closed once this node has led and was caught up
+	stopping     chan struct{}         // closed by Close
+	proposerDone chan struct{}         // closed by runProposer
+	raftDone     chan struct{}         // closed once raft has been told to end
+	ready        chan struct{}         // closed once this node has led and was caught up
+	office       atomic.Pointer[error] // why the last leadership of this node did not begin
 	closeOnce    sync.Once
 	closeErr     error
 	background   sync.WaitGroup
 }
 
 // Open opens the node in c.Dir and takes part in its cluster. The only voter of a cluster returns when it leads and its
-// catalog is caught up; a member of a larger one returns at once, its reads work, its writes follow when there is a
+// catalog is caught up, or when it cannot because the disk is full; a member of a larger one returns at once, its reads work, its writes follow when there is a
 // leader. ctx bounds Open only; its deadline counts from when the files are open, as the scan of a large log
 // takes the time that it takes. The error matches [ErrLocked] if another process has c.Dir open.
 func Open(ctx context.Context, c Config) (*Node, error) {
@@ -317,19 +319,32 @@ func (n *Node) start() (err error) {
 	return nil
 }
 
-// awaitReady waits until the only voter of a cluster leads and is caught up.
+// awaitReady waits until the only voter of a cluster leads and is caught up. On a full disk it cannot lead: then what is
+// stored is served at once, and writes follow when there is room.
 func (n *Node) awaitReady(ctx context.Context) error {
 	if !n.alone() {
 		return nil
 	}
+	full, _ := n.latch.short()
 	select {
 	case <-n.ready:
+		return nil
+	case <-full:
+		n.log.Warn("the disk is full: what is stored is served, nothing new is taken until there is room", "err", n.isShort())
 		return nil
 	case <-n.latch.done:
 		return n.latch.fault()
 	case <-ctx.Done():
-		return fmt.Errorf("wait to lead: %w", ctx.Err())
+		return fmt.Errorf("wait to lead: %w: %s", ctx.Err(), n.whyNot())
 	}
+}
+
+// whyNot says what a node that does not lead is doing instead.
+func (n *Node) whyNot() string {
+	if err := n.office.Load(); err != nil {
+		return (*err).Error()
+	}
+	return fmt.Sprintf("raft is a %s of term %d, its log ends at index %d", roles[n.raft.State()], n.raft.CurrentTerm(), n.raft.LastIndex())
 }
 
 // ID returns the node's id, which it has for ever.
@@ -350,7 +365,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	if err := n.latch.fault(); err != nil {
 		st.Fault = err.Error()
 	} else if _, err := n.latch.short(); err != nil {
-		st.Fault = err.Error()
+		st.Fault, st.Full = err.Error(), true
 	}
 	err := n.fill(ctx, &st)
 	st.Term = n.raft.CurrentTerm()

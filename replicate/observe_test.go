@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -34,6 +35,23 @@ func TestRaftLog(t *testing.T) {
 	if l.IsInfo() || !l.IsWarn() || l.GetLevel() != hclog.Warn {
 		t.Errorf("IsInfo() = %v, IsWarn() = %v, GetLevel() = %v", l.IsInfo(), l.IsWarn(), l.GetLevel())
 	}
+}
+
+// What raft says many times a second is told once in a while, with how often it was not.
+func TestRaftLogRepeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		l := newRaftLog(slog.New(slog.NewTextHandler(&b, nil)))
+		for range 100 {
+			l.With("peer", "p").Error("failed to commit logs")
+		}
+		l.Error("another")
+		time.Sleep(tellAgain) // of the bubble
+		l.Error("failed to commit logs")
+		if got := b.String(); strings.Count(got, "\n") != 3 || !strings.Contains(got, "missed=99") {
+			t.Errorf("log is\n%s", got)
+		}
+	})
 }
 
 func TestMetrics(t *testing.T) {

@@ -260,6 +260,7 @@ type Status struct {
 	Databases     []string  `json:"databases"` // trusted checksum databases
 	Frozen        []string  `json:"frozen"`    // those with a fork that nobody acknowledged
 	Fault         string    `json:"fault"`     // why this node stopped writing, or cannot as long as its disk is full; "" if it can
+	Full          bool      `json:"full"`      // Fault is no more than that: it ends when there is room
 	Damage        string    `json:"damage"`    // what of the catalog is damaged: it may hold more than it finds; "" if nothing is known
 	LeaderAddress string    `json:"leaderAddress"`
 }

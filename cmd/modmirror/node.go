@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -104,12 +105,16 @@ func parseSpecs(list []string) ([]sumdb.Spec, error) {
 	return specs, nil
 }
 
-// makeDataDir makes sure that dir exists and can be written, before any part says so in its own words.
+// makeDataDir makes sure that dir exists and can be written, before any part says so in its own words. A disk that is full
+// is no reason not to serve what is on it.
 func makeDataDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
 	f, err := os.CreateTemp(dir, ".write-test-")
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("--data-dir %s cannot be written: %w", dir, err)
 	}
