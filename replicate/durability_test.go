@@ -182,6 +182,40 @@ func TestCreationInterrupted(t *testing.T) {
 	}
 }
 
+// Of several first starts on one directory one founds the node; the others are told that it runs, and nothing else.
+func TestRacingFirstStarts(t *testing.T) {
+	for range 5 {
+		dir := t.TempDir()
+		type opened struct {
+			n   *Node
+			err error
+		}
+		all := make(chan opened)
+		const starts = 6
+		for range starts {
+			go func() {
+				n, err := Open(t.Context(), Config{Dir: dir})
+				all <- opened{n, err}
+			}()
+		}
+		var running []*Node
+		for range starts {
+			if o := <-all; o.err == nil {
+				running = append(running, o.n)
+			} else if !errors.Is(o.err, ErrLocked) {
+				t.Errorf("a start beside another: %v", o.err)
+			}
+		}
+		if len(running) != 1 {
+			t.Errorf("%d nodes run", len(running))
+		}
+		for _, n := range running {
+			n.Close()
+		}
+		checkClean(t, dir)
+	}
+}
+
 func TestLock(t *testing.T) {
 	dir := t.TempDir()
 	n := openNode(t, Config{Dir: dir})

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"unicode/utf8"
 
@@ -381,6 +384,39 @@ func TestCreateFileNeverReplaces(t *testing.T) {
 		}
 		if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
 			t.Errorf("the directory holds %v, %v", entries, err)
+		}
+	}
+}
+
+// What the system refuses is no damage: nobody is told to give data up for it.
+func TestAdvice(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		want string
+	}{
+		"no permission":   {&fs.PathError{Op: "open", Err: syscall.EACCES}, "owner"},
+		"read-only disk":  {&fs.PathError{Op: "open", Err: syscall.EROFS}, "mounted"},
+		"too many files":  {fmt.Errorf("open: %w", syscall.EMFILE), "ulimit -n"},
+		"no memory":       {fmt.Errorf("map: %w", syscall.ENOMEM), "ulimit -v"},
+		"no space":        {errNoSpace, "make room"},
+		"a directory":     {&fs.PathError{Op: "read", Err: syscall.EISDIR}, "mend the cause"},
+		"an unsound disk": {&fs.PathError{Op: "read", Err: syscall.EIO}, restore},
+		"cut short":       {errCut, restore},
+		"in use":          {ErrLocked, ErrLocked.Error()},
+	} {
+		got := advised(tt.err).Error()
+		if !strings.Contains(got, tt.want) || strings.Contains(got, restore) != (tt.want == restore) {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+	for _, file := range []string{"catalog.db", "raft/raft.db"} {
+		dir, _ := lived(t)
+		path := filepath.Join(dir, file)
+		if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700), os.Mkdir(filepath.Join(path, "x"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), Config{Dir: dir}); err == nil || strings.Contains(err.Error(), restore) || !strings.Contains(err.Error(), "mend the cause") {
+			t.Errorf("%s is a directory: %v", file, err)
 		}
 	}
 }

@@ -90,6 +90,7 @@ type Node struct {
 	log    *slog.Logger
 	id     identity
 
+	lock    *os.File // of the directory; nil where there is no such lock
 	store   *sealedLog
 	raft    *raft.Raft
 	latch   *latch
@@ -154,12 +155,15 @@ func restOf(ctx context.Context) func() (context.Context, context.CancelFunc) {
 	}
 }
 
-// openFiles opens, and creates for a node that is new, node.json, the log and the catalog, in this order. The lock on the
-// log is the lock on the directory.
+// openFiles opens, and creates for a node that is new, node.json, the log and the catalog, in this order. The directory is
+// locked before, and so is the log, which whoever only reads (fsck) locks too.
 func (n *Node) openFiles() (err error) {
 	c := &n.config
 	logDir := filepath.Join(c.Dir, "raft")
 	if err := errors.Join(makeDir(c.Dir), makeDir(logDir)); err != nil {
+		return err
+	}
+	if n.lock, err = lockDir(c.Dir); err != nil {
 		return err
 	}
 	if n.id, err = loadIdentity(c.Dir, c.Join); err != nil {
@@ -177,10 +181,8 @@ func (n *Node) openFiles() (err error) {
 			return err
 		}
 	}
-	if n.store, err = openLog(logPath(c.Dir)); errors.Is(err, ErrLocked) {
-		return err
-	} else if err != nil {
-		return fmt.Errorf("%w; %s", err, restore)
+	if n.store, err = openLog(logPath(c.Dir)); err != nil {
+		return advised(err)
 	}
 	if err := errors.Join(sweep(c.Dir), sweep(logDir)); err != nil {
 		return err
@@ -228,7 +230,7 @@ func (n *Node) openCatalog() error {
 		return fmt.Errorf("the raft log ends at index %d, but there is no catalog; %s", last, restore)
 	}
 	if err != nil {
-		return fmt.Errorf("%w; %s", err, restore)
+		return advised(err)
 	}
 	n.db = db
 	return nil
@@ -409,6 +411,9 @@ func (n *Node) closeFiles() error {
 	err := n.close()
 	if n.store != nil {
 		err = errors.Join(err, n.store.Close())
+	}
+	if n.lock != nil {
+		err = errors.Join(err, n.lock.Close())
 	}
 	if t, ok := n.config.Transport.(raft.WithClose); ok && n.raft == nil {
 		err = errors.Join(err, t.Close()) // otherwise raft has closed it

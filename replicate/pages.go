@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"syscall"
@@ -355,6 +356,9 @@ func openBolt(path string, opt bbolt.Options) (db *bbolt.DB, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err // bbolt would create it
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: syscall.EISDIR}
 	}
 	if info.Size() == 0 {
 		return nil, fmt.Errorf("open %s: %w: it is empty", path, errCut)
