@@ -17,6 +17,7 @@ import (
 type result struct {
 	err      error             // nil, or why the command was refused
 	manifest artifact.Manifest // of a publication: what is committed now
+	forked   bool              // the evidence of a fork was kept, now or before
 }
 
 func refused(format string, args ...any) result {
@@ -207,7 +208,7 @@ func (s state) applyHead(c headCommand) (result, error) {
 	}
 	if ok {
 		f := artifact.Fork{Database: c.Database, A: bytes.Clone(known.note), B: c.Note}
-		res := result{err: fmt.Errorf("%v: %w", f, artifact.ErrRefused)}
+		res := result{err: fmt.Errorf("%v: %w", f, artifact.ErrRefused), forked: true}
 		return res, s.putFork(f, known.Tree, tree)
 	}
 	if _, isFrozen, err := s.frozen(c.Database); err != nil || isFrozen {
@@ -270,7 +271,7 @@ func (s state) applyFork(f artifact.Fork) (result, error) {
 	if err := errors.Join(errA, errB); err != nil {
 		return result{err: err}, nil
 	}
-	return result{}, s.putFork(f, a, b)
+	return result{forked: true}, s.putFork(f, a, b)
 }
 
 // putFork keeps the evidence f of two contradicting trees. What shows only heads of another history that were acknowledged

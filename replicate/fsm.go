@@ -22,6 +22,7 @@ type fsm struct {
 	metrics   *metrics
 	limit     time.Duration   // a commit that takes longer is a disk fault
 	ended     <-chan struct{} // closed when raft has been told to end; nil: never
+	forked    func()          // called after an entry that may have brought the evidence of a fork; may be nil
 	gaveUp    error           // why entries were left out; of raft's goroutine
 }
 
@@ -109,6 +110,9 @@ func (f *fsm) report(response any) {
 	results, _ := response.([]result)
 	for _, r := range results {
 		f.metrics.applied(r.err)
+		if r.forked && f.forked != nil {
+			f.forked()
+		}
 		switch {
 		case errors.Is(r.err, artifact.ErrConflict):
 			f.log.Error("conflict: what is committed stays, the evidence is kept", "module", r.manifest.Module.Path, "version", r.manifest.Module.Version, "err", r.err)
@@ -160,5 +164,8 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		return err
 	}
 	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)
+	if f.forked != nil {
+		f.forked()
+	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"modmirror/mirror/artifact"
 )
 
 // Config says how to open a node. Only Dir is needed.
@@ -25,6 +27,10 @@ type Config struct {
 	// OnFault is called once, on a goroutine of its own, when a write or fsync failed or hangs. The node has stopped
 	// writing then, for good, and leaves the cluster's work to others; reads go on. nil: nobody is told.
 	OnFault func(error)
+
+	// OnFork is called for each fork of a checksum database whose evidence is committed on this node, on a goroutine of
+	// its own, one at a time: when it is committed, and once at Open for what was before. nil: nobody is told.
+	OnFork func(artifact.Fork)
 
 	// Transport carries raft's messages; the node closes it. nil: there are no other nodes (yet).
 	Transport raft.Transport
@@ -100,6 +106,7 @@ type Node struct {
 	queue        chan *proposal
 	stopping     chan struct{}         // closed by Close
 	proposerDone chan struct{}         // closed by runProposer
+	forked       chan struct{}         // has room for one; the evidence of a fork may have been committed
 	raftDone     chan struct{}         // closed once raft has been told to end
 	ready        chan struct{}         // closed once this node has led and was caught up
 	office       atomic.Pointer[error] // why the last leadership of this node did not begin
@@ -117,7 +124,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	n := &Node{
 		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.Dir, c.OnFault),
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
-		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}),
+		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}), forked: make(chan struct{}, 1),
 	}
 	n.damage.log = c.Log
 	rest := restOf(ctx)
@@ -294,7 +301,7 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	snaps := newSnapshots(n.catalog, n.latch)
-	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone}
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
@@ -311,6 +318,7 @@ func (n *Node) start() (err error) {
 	scrub, stop := context.WithCancel(context.Background())
 	n.background.Go(func() { <-n.stopping; stop() })
 	n.background.Go(func() { n.scrub(scrub) })
+	n.background.Go(n.tellForks)
 	go n.runProposer()
 	if err := n.metrics.register(); err != nil {
 		return err

@@ -43,6 +43,8 @@ type node struct {
 
 	mu     sync.Mutex
 	failed error // guarded by mu; what ended writing on this node
+
+	evidence map[string][]string // guarded by mu; files with evidence of forks, by database
 }
 
 // openNode opens every part in order. On error it closes what it has opened.
@@ -151,7 +153,7 @@ func (n *node) upstreamConfig() upstream.Config {
 func (n *node) openCatalog(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.onFault})
+	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.onFault, OnFork: n.keepEvidence})
 	if errors.Is(err, replicate.ErrLocked) {
 		return fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)
 	}
@@ -388,6 +390,7 @@ func (n *node) status(ctx context.Context) status {
 		if f, err := n.replica.Fork(ctx, st.Name); err == nil {
 			out.Fork = f.String()
 		}
+		out.Evidence = n.evidenceOf(st.Name)
 		s.Databases = append(s.Databases, out)
 	}
 	return s

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -35,15 +36,16 @@ type diskStatus struct {
 }
 
 type databaseStatus struct {
-	Name    string         `json:"name"`
-	Key     string         `json:"key"`
-	Size    int64          `json:"treeSize"`
-	Root    tlog.Hash      `json:"root"`
-	Anchors []int64        `json:"anchors"`          // sizes of the older heads that lookups are answered with
-	Checked time.Time      `json:"checked,omitzero"` // when a source last confirmed the head
-	Forked  bool           `json:"forked"`
-	Fork    string         `json:"fork,omitempty"` // the evidence
-	Sources []sourceStatus `json:"sources"`
+	Name     string         `json:"name"`
+	Key      string         `json:"key"`
+	Size     int64          `json:"treeSize"`
+	Root     tlog.Hash      `json:"root"`
+	Anchors  []int64        `json:"anchors"`          // sizes of the older heads that lookups are answered with
+	Checked  time.Time      `json:"checked,omitzero"` // when a source last confirmed the head
+	Forked   bool           `json:"forked"`
+	Fork     string         `json:"fork,omitempty"` // the evidence
+	Evidence []string       `json:"evidence"`       // files with the evidence of all forks so far
+	Sources  []sourceStatus `json:"sources"`
 }
 
 type sourceStatus struct {
@@ -56,7 +58,7 @@ type sourceStatus struct {
 func newDatabaseStatus(st sumdb.Status) databaseStatus {
 	s := databaseStatus{Name: st.Name, Key: st.Key, Size: st.Size, Root: st.Root, Checked: st.Checked, Forked: st.Forked, Anchors: []int64{}, Sources: []sourceStatus{}}
 	for _, n := range []int64{st.Deep, st.Anchor} {
-		if n > 0 {
+		if n > 0 && !slices.Contains(s.Anchors, n) {
 			s.Anchors = append(s.Anchors, n)
 		}
 	}
@@ -129,6 +131,9 @@ func (db databaseStatus) print(row func(name, format string, args ...any)) {
 	row(db.Name, state, db.Size, db.Anchors)
 	for line := range strings.Lines(db.Fork) {
 		row("", "%s", strings.TrimRight(line, "\n"))
+	}
+	for _, file := range db.Evidence {
+		row("", "evidence of a fork: %s", file)
 	}
 	for _, src := range db.Sources {
 		use := "not used"
