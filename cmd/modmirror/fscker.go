@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"path/filepath"
@@ -65,29 +66,80 @@ func (f *fscker) run(ctx context.Context) error {
 	for err := range f.catalog.Check(ctx, func(done, _ int) { f.progress.set(done) }) {
 		f.problem("catalog: %v", err)
 	}
-	if err := f.checkForks(ctx); err != nil {
+	st, err := f.catalog.Status(ctx)
+	if err != nil {
 		return err
 	}
+	f.checkForks(ctx, st.Frozen)
 	if err := f.checkManifests(ctx); err != nil {
+		return err
+	}
+	if err := f.checkTiles(ctx, st.Databases); err != nil {
 		return err
 	}
 	return f.checkNames(ctx)
 }
 
-// checkForks tells of databases that have signed two histories and that nobody has looked at since.
-func (f *fscker) checkForks(ctx context.Context) error {
-	st, err := f.catalog.Status(ctx)
-	if err != nil {
-		return err
+// checkTiles checks what is held of each database beyond the records of the manifests: every tile, and the right edges
+// of the anchors, with which lookups are answered as well.
+func (f *fscker) checkTiles(ctx context.Context, databases []string) error {
+	f.progress.stage("tiles", -1)
+	for _, name := range databases {
+		db, err := f.database(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeeAbove) {
+			continue // nothing was ever asked of it
+		}
+		if err != nil {
+			f.problem("checksum database %s: %v", name, err)
+			continue
+		}
+		for err := range db.tiles.Check(ctx) {
+			f.problem("tiles of %s: %v", name, err)
+		}
+		for _, below := range sumdb.AnchorBounds(db.head.N) {
+			a, err := f.head(ctx, name, below)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				err = sumdb.CheckEdge(db.tiles, a, db.head)
+			}
+			if err != nil {
+				f.problem("anchor of %s: %v", name, err)
+			}
+		}
 	}
-	for _, name := range st.Frozen {
+	return ctx.Err()
+}
+
+var errSeeAbove = errors.New("see above")
+
+// head returns the newest committed head with fewer than below records.
+func (f *fscker) head(ctx context.Context, name string, below int64) (tlog.Tree, error) {
+	msg, err := f.catalog.TreeHead(ctx, name, below)
+	if err != nil {
+		return tlog.Tree{}, err
+	}
+	key, err := f.catalog.DatabaseKey(ctx, name)
+	if err != nil {
+		return tlog.Tree{}, err
+	}
+	verifier, err := note.NewVerifier(key)
+	if err != nil {
+		return tlog.Tree{}, err
+	}
+	return artifact.OpenTreeHead(verifier, msg)
+}
+
+// checkForks tells of databases that have signed two histories and that nobody has looked at since.
+func (f *fscker) checkForks(ctx context.Context, frozen []string) {
+	for _, name := range frozen {
 		if fork, err := f.catalog.Fork(ctx, name); err != nil {
 			f.problem("fork of %s: %v", name, err)
 		} else {
 			f.problem("%s", strings.TrimSuffix(fork.String(), "\n"))
 		}
 	}
-	return nil
 }
 
 func (f *fscker) checkManifests(ctx context.Context) error {
@@ -128,20 +180,35 @@ func (f *fscker) checkBlob(ctx context.Context, m artifact.Manifest, kind artifa
 	if err := f.store.Verify(ctx, ref); err != nil {
 		return err
 	}
-	if kind != artifact.Zip {
-		return nil // the digest pins it, and the catalog has checked the digest's sum when it was published
-	}
 	file, err := f.store.Open(ref)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	if kind == artifact.Mod {
+		return checkModSum(file, m)
+	}
+	if kind != artifact.Zip {
+		return nil // an info has no sum, its digest pins it
+	}
 	sums, err := artifact.CheckZip(ctx, file, ref.Size, m.Module)
 	if err != nil {
 		return err
 	}
 	if sums.H1 != m.ZipSum {
 		return fmt.Errorf("the zip's sum is %s, committed is %s", sums.H1, m.ZipSum)
+	}
+	return nil
+}
+
+// checkModSum checks a go.mod that is too large for the catalog, which checks the others.
+func checkModSum(file io.Reader, m artifact.Manifest) error {
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return err
+	}
+	if sum := artifact.ModSum(b); sum != m.ModSum {
+		return fmt.Errorf("the go.mod's sum is %s, committed is %s", sum, m.ModSum)
 	}
 	return nil
 }
@@ -162,24 +229,12 @@ func (f *fscker) checkRecord(ctx context.Context, m artifact.Manifest) {
 func (f *fscker) database(ctx context.Context, name string) (*fsckDatabase, error) {
 	if db, ok := f.databases[name]; ok {
 		if db == nil {
-			return nil, errors.New("see above")
+			return nil, errSeeAbove
 		}
 		return db, nil
 	}
 	f.databases[name] = nil
-	msg, err := f.catalog.TreeHead(ctx, name, math.MaxInt64)
-	if err != nil {
-		return nil, err
-	}
-	key, err := f.catalog.DatabaseKey(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	verifier, err := note.NewVerifier(key)
-	if err != nil {
-		return nil, err
-	}
-	head, err := artifact.OpenTreeHead(verifier, msg)
+	head, err := f.head(ctx, name, math.MaxInt64)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"modmirror/mirror/artifact"
 	"modmirror/replicate"
 )
 
@@ -78,6 +80,32 @@ func TestWritableNeedsALeader(t *testing.T) {
 		if err := writable(st); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("writable(%+v) = %v, want %q", st, err, want)
 		}
+	}
+}
+
+// Fsck reads tiles that no record needs, and the sums of go.mod files that are blobs.
+func TestFsckReadsAllTiles(t *testing.T) {
+	s := newSite(t)
+	s.add("example.com/kept@v1.0.0\n-- go.mod --\nmodule example.com/kept\n")
+	p := s.start()
+	s.want(p, "/example.com/kept/@v/v1.0.0.mod", 200)
+	if err := p.stop(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	s.wantClean()
+	dir := filepath.Join(tilesDir(s.data, databaseName), "tile", "8", "3")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "000"), []byte("rot"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.fsck(); err == nil || !strings.Contains(out, "tile/8/3/000: ") {
+		t.Errorf("fsck: %v\n%s", err, out)
+	}
+	mod := []byte("module example.com/large\n")
+	if err := checkModSum(bytes.NewReader(mod), artifact.Manifest{ModSum: artifact.ModSum(mod)}); err != nil {
+		t.Errorf("checkModSum: %v", err)
+	}
+	if err := checkModSum(bytes.NewReader(mod[1:]), artifact.Manifest{ModSum: artifact.ModSum(mod)}); err == nil {
+		t.Error("checkModSum of other bytes is content")
 	}
 }
 
