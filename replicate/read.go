@@ -9,7 +9,6 @@ import (
 	"iter"
 
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/semver"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
@@ -64,7 +63,7 @@ func (c *catalog) Inline(ctx context.Context, d artifact.Digest) (data []byte, e
 	return data, nil
 }
 
-// Versions returns the committed versions of a module path, sorted by semantic version. No version is no error.
+// Versions returns the committed versions of a module path, in any order. No version is no error.
 func (c *catalog) Versions(ctx context.Context, path string) (versions []string, err error) {
 	prefix := []byte(path + "@")
 	err = c.read(ctx, func(s state) error {
@@ -74,7 +73,6 @@ func (c *catalog) Versions(ctx context.Context, path string) (versions []string,
 		}
 		return nil
 	})
-	semver.Sort(versions)
 	return versions, err
 }
 

@@ -2,11 +2,13 @@ package artifact
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
 )
 
 func TestParseList(t *testing.T) {
@@ -73,5 +75,29 @@ func TestNewestPseudoVersion(t *testing.T) {
 		if got := NewestPseudoVersion([]byte(list), "example.com/m"); got != want {
 			t.Errorf("NewestPseudoVersion(%q) = %q, want %q", list, got, want)
 		}
+	}
+}
+
+// FuzzSortVersions: the order is that of package semver, whatever the versions are.
+func FuzzSortVersions(f *testing.F) {
+	f.Add("v1.2.3 v1.10.0 v1.9.9 v1.0.0-rc.1 v1.0.0 v2.0.0+incompatible v2.0.0 v1.2 v1 v1.2.3-pre v0.0.0-20200101000000-abcdefabcdef")
+	f.Add("v1.0.0+b v1.0.0+a v01.0.0 x v1.99999999999999999999.0 v1.99999999999999999998.5 v1.2.3.4 v1.-1.0 v v1..2 v1.2.3-")
+	f.Fuzz(func(t *testing.T, s string) {
+		got := strings.Fields(s)
+		want := slices.Clone(got)
+		SortVersions(got)
+		if semver.Sort(want); !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
+}
+
+func BenchmarkSortVersions(b *testing.B) {
+	var list []string
+	for i := range 10_000 {
+		list = append(list, fmt.Sprintf("v1.%d.%d", i*7919%100, i*104729%100))
+	}
+	for b.Loop() {
+		SortVersions(slices.Clone(list))
 	}
 }
