@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -48,13 +50,24 @@ func startProcess(bin, dir, logFile string, env, args []string) (*process, error
 	return p, nil
 }
 
+// nextPort is the last port that freeAddress handed out. It begins where no other run of these tests is likely to.
+var nextPort atomic.Int32
+
+func init() { nextPort.Store(20_000 + rand.Int32N(10_000)) }
+
+// freeAddress returns an address at which nobody listens, and that it returns to nobody else: a process that finds its port
+// taken would end, and whoever waits for it would be answered by another test's. The ports lie below those that a system
+// gives to outgoing connections.
 func freeAddress() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var err error
+	for range 100 {
+		port := 20_000 + nextPort.Add(1)%10_000
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return ln.Addr().String(), ln.Close()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+	return "", err
 }
 
 // waitReady asks /readyz until it says 200, the process ends, or the time is up.
