@@ -206,6 +206,9 @@ func setDefault[T int | int64 | time.Duration](v *T, def T) {
 // Drain makes /readyz say 503, so that whoever balances load sends no more. Requests are answered as before.
 func (m *Mirror) Drain() { m.draining.Store(true) }
 
+// Draining reports whether Drain was called.
+func (m *Mirror) Draining() bool { return m.draining.Load() }
+
 // Close drains, begins no new fetch, and waits for those under way. When ctx ends they are cancelled, waited for, and
 // the reason returned; who waits for one of them is answered 503 at once, so whoever closes the server as well should
 // let ctx end a moment earlier. What is held is served even after.

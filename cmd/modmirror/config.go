@@ -92,6 +92,23 @@ func setFromEnv(fs *pflag.FlagSet) error {
 	return errors.Join(errs...)
 }
 
+// unknownVariables returns those of environ that look like settings and are none of any command.
+func unknownVariables(root *cobra.Command, environ []string) (names []string) {
+	known := make(map[string]bool)
+	for _, c := range append(root.Commands(), root) {
+		for _, c := range append(c.Commands(), c) {
+			c.Flags().VisitAll(func(f *pflag.Flag) { known[envName(f.Name)] = true })
+		}
+	}
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, envName("")) && !known[name] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // setFromYAML takes a mapping of flag names to scalars, or to lists of scalars for flags that may be given several times.
 func setFromYAML(fs *pflag.FlagSet, file string, data []byte) error {
 	var doc yaml.Node
@@ -108,6 +125,8 @@ func setFromYAML(fs *pflag.FlagSet, file string, data []byte) error {
 	if top.Kind != yaml.MappingNode {
 		return usageError("config file %s:%d: expected settings as `name: value`", file, top.Line)
 	}
+	scratch := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(config).flags(scratch)
 	seen := make(map[string]int)
 	for i := 0; i < len(top.Content); i += 2 {
 		key, value := top.Content[i], top.Content[i+1]
@@ -115,6 +134,13 @@ func setFromYAML(fs *pflag.FlagSet, file string, data []byte) error {
 			return usageError("config file %s:%d: %q is already set in line %d", file, key.Line, key.Value, first)
 		}
 		seen[key.Value] = key.Line
+		// First where it has no effect: a wrong value is one also if the command line or the environment overrides it.
+		if err := setFromNode(scratch, key.Value, value); err != nil {
+			return usageError("config file %s:%d: %v", file, key.Line, err)
+		}
+		if fs.Lookup(key.Value).Changed {
+			continue
+		}
 		if err := setFromNode(fs, key.Value, value); err != nil {
 			return usageError("config file %s:%d: %v", file, key.Line, err)
 		}
@@ -122,6 +148,10 @@ func setFromYAML(fs *pflag.FlagSet, file string, data []byte) error {
 	return nil
 }
 
+// nullTag is YAML's for a value that is null, ~ or nothing.
+const nullTag = "!!null"
+
+// setFromNode sets a flag to what the file says.
 func setFromNode(fs *pflag.FlagSet, name string, value *yaml.Node) error {
 	f := fs.Lookup(name)
 	if f == nil || name == "config" || name == "help" {
@@ -134,21 +164,18 @@ func setFromNode(fs *pflag.FlagSet, name string, value *yaml.Node) error {
 	case value.Kind == yaml.SequenceNode && isList:
 		var items []string
 		for _, n := range value.Content {
-			if n.Kind != yaml.ScalarNode {
+			if n.Kind != yaml.ScalarNode || n.Tag == nullTag {
 				return fmt.Errorf("%s: expected a list of plain values", name)
 			}
 			items = append(items, n.Value)
 		}
-		if !f.Changed {
-			f.Changed = true
-			return list.Replace(items)
-		}
-		return nil
+		f.Changed = true
+		return list.Replace(items)
 	default:
 		return fmt.Errorf("%s: expected a plain value", name)
 	}
-	if f.Changed {
-		return nil // the command line or the environment has said so
+	if value.Tag == nullTag {
+		return fmt.Errorf("%s: there is no value; leave the setting out for its default", name)
 	}
 	if f.Value.Type() == "bool" && value.Tag != "!!bool" {
 		return fmt.Errorf("%s: %q: want true or false", name, text)
@@ -207,8 +234,10 @@ func (c *config) validate() error {
 	if err := checkPatterns(c.Private); err != nil {
 		return err
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+	if _, port, err := net.SplitHostPort(c.Listen); err != nil {
 		return usageError("--listen: %v; want host:port", err)
+	} else if _, err := net.LookupPort("tcp", port); err != nil {
+		return usageError("--listen %s: %q is not a port; want host:port", c.Listen, port)
 	}
 	if len(c.SumDB) == 0 {
 		return usageError("--sumdb: at least one checksum database is needed: nothing is stored unverified")

@@ -97,6 +97,11 @@ func TestSettingsErrorsNameTheirPlace(t *testing.T) {
 		"broken YAML":          {file: "listen: [a\n", want: "config.yaml: line 1"},
 		"two documents":        {file: "listen: a\n---\nlisten: b\n", want: "more than one document"},
 		"bool in words":        {file: "offline: yes\n", want: `:1: offline: "yes": want true or false`},
+		"null":                 {file: "listen: a:1\ndata-dir: null\n", want: ":2: data-dir: there is no value"},
+		"tilde":                {file: "offline: ~\n", want: ":1: offline: there is no value"},
+		"nothing":              {file: "private:\n", want: ":1: private: there is no value"},
+		"null in a list":       {file: "private: [a, null]\n", want: ":1: private: expected a list of plain values"},
+		"bad and overridden":   {env: map[string]string{"MODMIRROR_LIST_TTL": "5s"}, file: "list-ttl: soon\n", want: `:1: list-ttl: "soon"`},
 		"bad variable":         {env: map[string]string{"MODMIRROR_OFFLINE": "maybe"}, want: `MODMIRROR_OFFLINE="maybe"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -127,6 +132,7 @@ func TestRunExitCodes(t *testing.T) {
 		"URL in private":      {[]string{"serve", "--private", "https://example.com/a"}, 2, `--private: pattern "https://example.com/a"`},
 		"empty private":       {[]string{"serve", "--private", "example.com/a,,"}, 2, `--private: pattern ""`},
 		"address":             {[]string{"serve", "--listen", "999"}, 2, "--listen: address 999: missing port"},
+		"port":                {[]string{"serve", "--listen", "localhost:99999"}, 2, `--listen localhost:99999: "99999" is not a port`},
 		"not-found-ttl":       {[]string{"serve", "--not-found-ttl", "2m"}, 2, "--not-found-ttl: at most one minute"},
 		"no connections":      {[]string{"serve", "--max-connections", "0"}, 2, "--max-connections: want a number from 1"},
 		"too much memory":     {[]string{"serve", "--cache-memory", "2000000"}, 2, "--cache-memory: want a number from 1"},
@@ -134,6 +140,10 @@ func TestRunExitCodes(t *testing.T) {
 		"missing config":      {[]string{"serve", "--config", "does-not-exist.yaml"}, 2, "config file"},
 		"fsck of nothing":     {[]string{"fsck", "--data-dir", "does-not-exist"}, 1, "--data-dir"},
 		"fsck of another":     {[]string{"fsck", "--data-dir", "testdata"}, 1, "there is no catalog.db"},
+		"prove of nothing":    {[]string{"prove", "--data-dir", "does-not-exist", "example.com/m@v1.0.0"}, 1, "--data-dir: stat does-not-exist"},
+		"prove of another":    {[]string{"prove", "--data-dir", "testdata", "example.com/m@v1.0.0"}, 1, "there is no catalog.db"},
+		"ack-fork of nothing": {[]string{"sumdb", "ack-fork", "--data-dir", "does-not-exist", "x"}, 1, "--data-dir"},
+		"ack-fork of another": {[]string{"sumdb", "ack-fork", "--data-dir", "testdata", "x"}, 1, "there is no catalog.db"},
 		"prove without @":     {[]string{"prove", "example.com/m"}, 2, "is not module@version"},
 		"prove a bad version": {[]string{"prove", "example.com/m@latest"}, 2, "latest"},
 	} {
@@ -194,4 +204,23 @@ func TestLimits(t *testing.T) {
 			t.Errorf("the README has no row %q", row)
 		}
 	})
+}
+
+// A command that only looks at a data directory makes none.
+func TestAckForkFoundsNothing(t *testing.T) {
+	dir := t.TempDir()
+	var out, stderr strings.Builder
+	if code := run([]string{"sumdb", "ack-fork", "--data-dir", dir, "x"}, &out, &stderr); code != 1 {
+		t.Errorf("ack-fork = %d, %s", code, &stderr)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+		t.Errorf("the directory has %v, %v", files, err)
+	}
+}
+
+func TestUnknownVariables(t *testing.T) {
+	got := unknownVariables(rootCommand(), []string{"MODMIRROR_DATA_DIR=x", "MODMIRROR_DATADIR=x", "MODMIRROR_SERVER=x", "MODMIRROR=x", "HOME=x", "MODMIRROR_UPSTRAEM"})
+	if strings.Join(got, " ") != "MODMIRROR_DATADIR MODMIRROR_UPSTRAEM" {
+		t.Errorf("unknownVariables = %q", got)
+	}
 }

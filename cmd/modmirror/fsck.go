@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -80,15 +81,9 @@ func (r fsckReport) print(w io.Writer, asJSON bool) error {
 
 // fsck checks the data directory of a stopped node. An error means that it could not be checked.
 func fsck(ctx context.Context, dir string, progress *progress) (fsckReport, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return fsckReport{}, fmt.Errorf("--data-dir: %w", err)
-	}
-	c, err := replicate.OpenCatalog(dir)
+	c, err := openCatalog(dir)
 	if errors.Is(err, replicate.ErrLocked) {
 		return fsckReport{}, fmt.Errorf("a mirror is running on %s: stop it first, fsck checks a data directory at rest: %w", dir, err)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return fsckReport{}, fmt.Errorf("--data-dir %s: there is no catalog.db: this is no mirror's data, or its catalog is lost", dir)
 	}
 	if err != nil {
 		return fsckReport{}, err
@@ -98,4 +93,27 @@ func fsck(ctx context.Context, dir string, progress *progress) (fsckReport, erro
 	defer f.progress.done()
 	err = f.run(ctx)
 	return f.report, err
+}
+
+// openCatalog opens the catalog of a stopped mirror for reading.
+func openCatalog(dir string) (*replicate.Catalog, error) {
+	if err := hasCatalog(dir); err != nil {
+		return nil, err
+	}
+	return replicate.OpenCatalog(dir)
+}
+
+// hasCatalog reports whether dir is a mirror's data directory: a command that only looks at one must not make another.
+func hasCatalog(dir string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	_, err := os.Stat(filepath.Join(dir, "catalog.db"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("--data-dir %s: there is no catalog.db: this is no mirror's data, or its catalog is lost", dir)
+	}
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	return nil
 }

@@ -369,6 +369,9 @@ func writable(st replicate.Status) error {
 func (n *node) status(ctx context.Context) status {
 	s := status{Version: buildVersion(), Started: n.started.UTC().Truncate(time.Second), Ready: verdict(n.ready(ctx, false)),
 		Writes: verdict(n.ready(ctx, true)), Offline: n.config.Offline, Upstream: []string{}, Databases: []databaseStatus{}}
+	if n.mirror.Draining() {
+		s.Ready = "draining: this mirror is about to stop"
+	}
 	if n.upstream != nil {
 		for _, e := range n.upstream.Entries() {
 			s.Upstream = append(s.Upstream, e.String())

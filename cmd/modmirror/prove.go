@@ -111,7 +111,7 @@ func proofFromServer(ctx context.Context, server string, m module.Version) (proo
 }
 
 func proofFromDir(ctx context.Context, dir string, m module.Version) (proof, error) {
-	c, err := replicate.OpenCatalog(dir)
+	c, err := openCatalog(dir)
 	if err != nil {
 		return proof{}, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"modmirror/mirror/artifact"
 	"modmirror/replicate"
+	"modmirror/sumdb/sumdbtest"
 )
 
 // rot turns a bit of every copy of text in a file, and fails the test if there is none.
@@ -67,6 +68,22 @@ func TestRottenInlineBytesAreFetchedAgain(t *testing.T) {
 		if got := s.want(p, file, 200); got != want[i] {
 			t.Errorf("offline, %s: %q, want %q", file, got, want[i])
 		}
+	}
+}
+
+func TestStatusSaysDraining(t *testing.T) {
+	c := config{DataDir: t.TempDir(), Offline: true, SumDB: []string{sumdbtest.New(databaseName).Key()}, ListTTL: time.Minute, NotFoundTTL: time.Second}
+	n, err := openNode(t.Context(), c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	if st := n.status(t.Context()); st.Ready != "ok" || st.Writes != "ok" {
+		t.Errorf("ready %q, writes %q", st.Ready, st.Writes)
+	}
+	n.mirror.Drain()
+	if st := n.status(t.Context()); !strings.Contains(st.Ready, "draining") {
+		t.Errorf("while draining: ready %q", st.Ready)
 	}
 }
 

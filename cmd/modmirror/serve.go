@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"syscall"
 	"time"
 
@@ -35,6 +36,9 @@ finish, and the exit code is 0. SIGINT does the same without the delay. A second
 			log, err := newLogger(cmd.ErrOrStderr(), c.LogFormat, c.LogLevel)
 			if err != nil {
 				return err
+			}
+			for _, name := range unknownVariables(cmd.Root(), os.Environ()) {
+				log.Warn("an environment variable is not a setting of any command, it has no effect", "variable", name)
 			}
 			return serve(cmd.Context(), c, log)
 		},

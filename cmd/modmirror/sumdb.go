@@ -40,6 +40,9 @@ database is frozen again. The evidence is printed once more; it stays in the cat
 			if err := loadSettings(cmd); err != nil {
 				return err
 			}
+			if err := hasCatalog(dataDir); err != nil { // or Open would found a cluster there
+				return err
+			}
 			n, err := replicate.Open(cmd.Context(), replicate.Config{Dir: dataDir})
 			if errors.Is(err, replicate.ErrLocked) {
 				return fmt.Errorf("a mirror is running on %s: stop it first", dataDir)
