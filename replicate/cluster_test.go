@@ -475,7 +475,7 @@ type deadStore struct{ raft.StableStore }
 func (deadStore) SetUint64([]byte, uint64) error { return errDisk }
 
 // dumpOf returns what is in the catalog whose file has this content.
-func dumpOf(t *testing.T, file []byte) string {
+func dumpOf(t testing.TB, file []byte) string {
 	t.Helper()
 	c := newCatalog(t.TempDir() + "/catalog.db")
 	if err := os.WriteFile(c.path, file, 0o600); err != nil {

@@ -94,12 +94,15 @@ func sweep(dir string) error {
 	return nil
 }
 
+// fsync is (*os.File).Sync; tests look on.
+var fsync = (*os.File).Sync
+
 func syncFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(fsync(f), f.Close())
 }
 
 func syncDir(dir string) error {
@@ -107,7 +110,7 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(fsync(f), f.Close())
 }
 
 // makeDir creates dir and makes its name durable.

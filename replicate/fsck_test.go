@@ -16,7 +16,7 @@ import (
 )
 
 // fullMachine has a row in every bucket.
-func fullMachine(t *testing.T) (*machine, *replicatetest.Database) {
+func fullMachine(t testing.TB) (*machine, *replicatetest.Database) {
 	t.Helper()
 	m := newMachine(t)
 	db := replicatetest.NewDatabase(t, "sum.example.org")

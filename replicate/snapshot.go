@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -194,8 +195,9 @@ func (s *snapshots) witness(meta raft.SnapshotMeta) error {
 	})
 }
 
-// validate checks a received catalog: its pages, that it holds what the leader says, and that it is of our cluster and
-// not older than what is applied here (promises that this node gave would be taken back).
+// validate checks a received catalog: its pages, every row as fsck does, that it holds what the leader says, and that it
+// is of our cluster and not older than what is applied here (promises that this node gave would be taken back). What a
+// leader's disk has damaged, or a leader has made up, comes no further than here, as with entries of the log.
 func (s *snapshots) validate(path string, meta raft.SnapshotMeta) error {
 	if err := checkPages(path); err != nil { // before bbolt's own check, whose goroutine would end the process
 		return err
@@ -212,10 +214,23 @@ func (s *snapshots) validate(path string, meta raft.SnapshotMeta) error {
 			if err != nil {
 				return err
 			}
-			return s.fits(state{tx}, meta)
+			if err := s.fits(state{tx}, meta); err != nil {
+				return err
+			}
+			return checkRows(state{tx})
 		})
 	})
 	return errors.Join(err, db.Close())
+}
+
+// checkRows returns the first problem of a catalog.
+func checkRows(s state) (first error) {
+	k := &checker{state: s, ctx: context.Background(), yield: func(err error) bool { first = err; return false }}
+	k.each = k.rows
+	if err := k.run(); err != nil && first == nil {
+		return err
+	}
+	return first
 }
 
 // fits reports whether the received catalog is the one that the leader announced, and may take the place of this one.
