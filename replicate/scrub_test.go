@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"path/filepath"
@@ -140,5 +141,34 @@ func TestLostInlineBytesHeal(t *testing.T) {
 	}
 	if st, _ := n.Status(t.Context()); st.Damage != "" {
 		t.Errorf("Status().Damage = %q after all is healed", st.Damage)
+	}
+}
+
+// A snapshot whose pages are whole, but whose rows are not what was committed, is refused as a whole.
+func TestSnapshotWithTurnedRow(t *testing.T) {
+	for name, change := range map[string]func(s state) error{
+		"as it is": func(s state) error { return nil },
+		"manifest": func(s state) error { return s.bucket(bucketManifests).Delete([]byte("example.com/a@v1.0.0")) },
+		"leaf":     func(s state) error { return s.bucket(bucketLeaves).Delete(bigEndian(0)) },
+		"inline": func(s state) error {
+			k, v := s.bucket(bucketInline).Cursor().First()
+			return s.bucket(bucketInline).Put(bytes.Clone(k), append(bytes.Clone(v), 'x'))
+		},
+	} {
+		from, _ := fullMachine(t)
+		if err := from.catalog.update(change); err != nil {
+			t.Fatal(err)
+		}
+		_, r, err := from.store.Open(liveID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if err := install(newMachine(t), b); (err == nil) != (name == "as it is") {
+			t.Errorf("%s: install = %v", name, err)
+		}
 	}
 }
