@@ -64,6 +64,7 @@ type catalog struct {
 
 	generation atomic.Uint64 // how often db was replaced
 	damage     damageLog
+	signed     signedNotes
 
 	beforeCommit func() error // set by tests to make the disk fail; may be nil
 }

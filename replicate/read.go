@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"sync"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
@@ -112,11 +113,41 @@ func (c *catalog) TreeHead(ctx context.Context, db string, below int64) (note []
 		}
 		if err == nil {
 			note = bytes.Clone(h.note)
-			err = s.isSigned(db, h)
+			err = c.signed.check(db, note, func() error { return s.isSigned(db, h) })
 		}
 		return err
 	})
 	return note, err
+}
+
+// signedNotes remembers which heads were found to be signed: every lookup reads one, and a signature takes ten times as long
+// to verify as all the rest of it. A note with a bit turned is another note.
+type signedNotes struct {
+	mu    sync.Mutex
+	known map[string]bool // by database and note; guarded by mu
+}
+
+const maxSignedNotes = 256 // a database has a newest head and two anchors in use
+
+// check calls verify unless it has said yes to the note before.
+func (s *signedNotes) check(db string, note []byte, verify func() error) error {
+	key := db + "\x00" + string(note)
+	s.mu.Lock()
+	known := s.known[key]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := verify(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known == nil || len(s.known) >= maxSignedNotes {
+		s.known = make(map[string]bool)
+	}
+	s.known[key] = true
+	return nil
 }
 
 // isSigned verifies the signature of a committed head again, as whoever is handed it would blame the database for a bit
