@@ -129,7 +129,7 @@ func parseInlineRow(v []byte) (row inlineRow, err error) {
 		return row, errors.New("malformed row")
 	}
 	seq, n := binary.Uvarint(v[1:])
-	if n <= 0 || int64(seq) < 0 {
+	if n <= 0 || int64(seq) < 0 || n != uvarintLen(seq) {
 		return row, errors.New("malformed row")
 	}
 	return inlineRow{int64(seq), v[1+n:]}, nil
