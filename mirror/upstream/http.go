@@ -239,7 +239,8 @@ func isRedirect(status int) bool {
 	return false
 }
 
-// redirectTarget returns where a Location leads. Credentials in it are dropped: nobody but the operator gives us any.
+// redirectTarget returns where a Location leads: by https, or on the host and port that an operator gave with http, if
+// nothing has led away from there yet. Credentials in it are dropped: nobody but the operator gives us any.
 // Its errors name the host only: a Location often holds a signature that is as good as a password.
 func redirectTarget(from *url.URL, location string) (*url.URL, error) {
 	to, err := from.Parse(location)
@@ -248,8 +249,8 @@ func redirectTarget(from *url.URL, location string) (*url.URL, error) {
 		return nil, errors.New("a redirect without a usable location")
 	case to.Scheme != "https" && to.Scheme != "http" || to.Hostname() == "":
 		return nil, errors.New("a redirect to something that is not https or http")
-	case from.Scheme == "https" && to.Scheme == "http":
-		return nil, fmt.Errorf("a redirect from https to http://%s", to.Host)
+	case to.Scheme == "http" && origin(to) != origin(from):
+		return nil, fmt.Errorf("a redirect from %s to http://%s: unencrypted, only the upstream's own host and port may follow", from.Scheme, to.Host)
 	}
 	to.User = nil
 	to.Fragment = ""

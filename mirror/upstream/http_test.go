@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -50,9 +51,12 @@ func TestRequestsAreBuiltFromNothing(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	home, m := start(t)
 	other, _ := start(t)
+	secure := httptest.NewTLSServer(other)
+	defer secure.Close()
 	withUser := func(raw, user string) string { return strings.Replace(raw, "://", "://"+user+"@", 1) }
 	for user, want := range map[string]string{"alice:s3cret%40x": "alice:s3cret@x", "t0ken": "t0ken:"} {
 		l := parse(t, withUser(home.URL(), user)+"|"+other.URL(), Config{})
+		trust(l, secure)
 		home.Reset()
 		other.Reset()
 		if _, err := l.Versions(t.Context(), m.Path); err != nil {
@@ -61,7 +65,7 @@ func TestCredentials(t *testing.T) {
 		if got := home.Requests()[0].Header.Get("Authorization"); got != "Basic "+base64.StdEncoding.EncodeToString([]byte(want)) {
 			t.Errorf("%s: Authorization = %q", user, got)
 		}
-		home.Redirect(modPath, other.URL())
+		home.Redirect(modPath, secure.URL)
 		if _, err := fetch(t, l, m, artifact.Mod); err != nil {
 			t.Fatal(err)
 		}
@@ -83,12 +87,15 @@ func TestCredentials(t *testing.T) {
 // A redirect that leads away and back does not make us authenticate a request that somebody else chose.
 func TestCredentialsAreNotSentOnTheWayBack(t *testing.T) {
 	home, m := start(t)
-	back := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, home.URL()+"/example.com/!hello/@v/v1.0.0.info", http.StatusFound)
+	secure := httptest.NewTLSServer(home)
+	defer secure.Close()
+	back := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, secure.URL+"/example.com/!hello/@v/v1.0.0.info", http.StatusFound)
 	}))
 	defer back.Close()
 	home.Redirect(modPath, back.URL)
-	l := parse(t, strings.Replace(home.URL(), "://", "://u:p@", 1), Config{})
+	l := parse(t, strings.Replace(secure.URL, "://", "://u:p@", 1), Config{})
+	trust(l, secure)
 	if _, err := fetch(t, l, m, artifact.Mod); err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +132,7 @@ func TestRedaction(t *testing.T) {
 		func() { home.Redirect("/", "https://u:s3cret@127.0.0.1:1/x?sig=s3cret") },
 		func() { home.Redirect("/", "ftp://u:s3cret@127.0.0.1:1/x?sig=s3cret") },
 		func() { home.Redirect("/", "http://s3cret@169.254.169.254/s3cret") },
+		func() { home.Redirect("/", "https://s3cret@169.254.169.254/s3cret") },
 		func() { home.Close() },
 	}
 	for _, set := range faults {
@@ -138,12 +146,15 @@ func TestRedaction(t *testing.T) {
 func TestRedirects(t *testing.T) {
 	home, m := start(t)
 	other, _ := start(t)
+	secure := httptest.NewTLSServer(other)
+	defer secure.Close()
 	l := parse(t, home.URL(), Config{})
-	home.Redirect("/", other.URL())
+	trust(l, secure)
+	home.Redirect("/", secure.URL)
 	if b, err := fetch(t, l, m, artifact.Zip); err != nil || string(b) != string(other.Artifact(m, artifact.Zip)) {
 		t.Errorf("a redirect to another port: %v", err)
 	}
-	for name, base := range map[string]string{"a loop": home.URL(), "link-local": "http://169.254.169.254", "another scheme": "ftp://127.0.0.1", "unspecified": "http://0.0.0.0:1", "mapped": "http://[::ffff:169.254.169.254]"} {
+	for name, base := range map[string]string{"a loop": home.URL(), "link-local": "https://169.254.169.254", "another scheme": "ftp://127.0.0.1", "unspecified": "https://0.0.0.0:1", "mapped": "https://[::ffff:169.254.169.254]"} {
 		home.Redirect("/", base)
 		home.Reset()
 		_, err := fetch(t, l, m, artifact.Mod)
@@ -161,20 +172,56 @@ func TestRedirects(t *testing.T) {
 	checkMatches(t, "no location", err, "malformed")
 }
 
-func TestRedirectFromHTTPSToHTTP(t *testing.T) {
-	plain, m := start(t)
-	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, plain.URL()+r.URL.EscapedPath(), http.StatusMovedPermanently)
-	}))
+// FAULTS 17: what is fetched goes unencrypted only to where an operator said so, whatever an upstream would like.
+func TestRedirectToHTTP(t *testing.T) {
+	home, m := start(t)
+	plain, _ := start(t)
+	back := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, home.URL()+"/back"+r.URL.EscapedPath(), http.StatusMovedPermanently)
+	})
+	secure := httptest.NewTLSServer(back)
 	defer secure.Close()
-	l := parse(t, secure.URL, Config{Transport: secure.Client().Transport})
-	_, err := fetch(t, l, m, artifact.Mod)
-	checkMatches(t, "https to http", err, "malformed")
-	if n := len(plain.Requests()); n != 0 {
-		t.Errorf("the http server got %d requests", n)
+	home.Mount("/back", plain)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(home.URL(), "http://"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !strings.Contains(err.Error(), "from https to http://127.0.0.1") {
-		t.Error(err)
+	for name, tt := range map[string]struct{ upstream, location, reason string }{
+		"from https":                    {secure.URL, "", "from https to http://127.0.0.1"},
+		"from http to another port":     {home.URL(), plain.URL(), "from http to http://127.0.0.1"},
+		"from http to another name":     {home.URL(), "http://localhost:" + port, "from http to http://localhost"},
+		"from http over https and back": {home.URL(), secure.URL, "from https to http://127.0.0.1"},
+	} {
+		home.Redirect(modPath, tt.location)
+		l := parse(t, tt.upstream, Config{})
+		trust(l, secure)
+		home.Reset()
+		_, err := fetch(t, l, m, artifact.Mod)
+		checkMatches(t, name, err, "malformed")
+		if err != nil && !strings.Contains(err.Error(), tt.reason) {
+			t.Errorf("%s: %v, want %q", name, err, tt.reason)
+		}
+		if n := len(home.Requests()); n > 1 || n == 1 && tt.upstream != home.URL() {
+			t.Errorf("%s: home got %d requests", name, n)
+		}
+	}
+	if n := len(plain.Requests()); n != 0 {
+		t.Errorf("another http server got %d requests", n)
+	}
+	// An operator's own, which is http, may send a request elsewhere on itself.
+	for _, location := range []string{home.URL() + "/back", "/back"} {
+		home.Redirect(modPath, location)
+		if b, err := fetch(t, parse(t, home.URL(), Config{}), m, artifact.Mod); err != nil || string(b) != string(home.Artifact(m, artifact.Mod)) {
+			t.Errorf("on the same host and port, to %s: %q, %v", location, b, err)
+		}
+	}
+}
+
+// trust makes l accept the certificate of srv, which is that of every server of httptest.
+func trust(l *List, srv *httptest.Server) {
+	roots := srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	for _, rt := range append(l.network.below[:], l.network.open) {
+		rt.(*http.Transport).TLSClientConfig.RootCAs = roots
 	}
 }
 

@@ -118,15 +118,21 @@ func newNetwork(c Config) *network {
 	}
 	n.open = newTransport(c, proxy, nil)
 	for ceiling := public; ceiling < never; ceiling++ {
-		n.below[ceiling] = newTransport(c, nil, func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			ap, err := netip.ParseAddrPort(address)
-			if err != nil || reachOf(ap.Addr()) > ceiling {
-				return errInside
-			}
-			return nil
-		})
+		n.below[ceiling] = newTransport(c, nil, within(ceiling))
 	}
 	return n
+}
+
+// within returns a check that a dialer makes of each address that it is about to connect to, after names are resolved: so
+// a name that leads elsewhere each time it is asked for gains nothing.
+func within(ceiling reach) func(context.Context, string, string, syscall.RawConn) error {
+	return func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil || reachOf(ap.Addr()) > ceiling {
+			return errInside
+		}
+		return nil
+	}
 }
 
 var errInside = errors.New("leads to an address of an inner network")

@@ -14,7 +14,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+
+	"modmirror/mirror/artifact"
 )
 
 func TestReachOf(t *testing.T) {
@@ -164,9 +168,18 @@ func TestRedirectsReachNoFurtherInside(t *testing.T) {
 	resp.Body.Close()
 }
 
-// resolveInside is a name server for which every name has the IPv4 address 127.0.0.1 and nothing else. It speaks DNS as
-// over TCP (RFC 1035, section 4.2.2) on one end of a pipe.
-func resolveInside(context.Context, string, string) (net.Conn, error) {
+// resolveTo makes every name have, until the test ends, the IPv4 address that next returns when it is asked for.
+func resolveTo(t *testing.T, next func() [4]byte) {
+	real := net.DefaultResolver
+	t.Cleanup(func() { net.DefaultResolver = real })
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nameServer(next)
+	}}
+}
+
+// nameServer returns a connection to a name server of which resolveTo tells. It speaks DNS as over TCP (RFC 1035, section
+// 4.2.2) on one end of a pipe.
+func nameServer(next func() [4]byte) (net.Conn, error) {
 	client, server := net.Pipe()
 	go func() {
 		defer server.Close()
@@ -187,7 +200,9 @@ func resolveInside(context.Context, string, string) (net.Conn, error) {
 			a := append([]byte{q[0], q[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, q[12:end]...)
 			if binary.BigEndian.Uint16(q[end-4:]) == 1 {
 				a[7] = 1
-				a = append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+				a = append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
+				addr := next()
+				a = append(a, addr[:]...)
 			}
 			if _, err := server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...)); err != nil {
 				return
@@ -202,9 +217,7 @@ func TestRedirectToNameOfInside(t *testing.T) {
 	var asked int
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
 	defer srv.Close()
-	real := net.DefaultResolver
-	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: resolveInside}
-	defer func() { net.DefaultResolver = real }()
+	resolveTo(t, func() [4]byte { return [4]byte{127, 0, 0, 1} })
 	n := newNetwork(Config{MaxPerHost: 1})
 	defer n.close()
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
@@ -227,6 +240,77 @@ func TestRedirectToNameOfInside(t *testing.T) {
 	if asked != 1 {
 		t.Errorf("%d requests arrived, want that of whoever is inside already", asked)
 	}
+}
+
+// FAULTS 19: one name leads to a good address when it is first asked for, and inside at the next connection. What decides
+// is what is dialed then. The public address is not really dialed: the test stops behind the check.
+func TestNameThatChangesItsAddress(t *testing.T) {
+	passed := errors.New("the check was passed")
+	for _, inside := range [][4]byte{{10, 0, 0, 1}, {127, 0, 0, 1}, {169, 254, 169, 254}} {
+		answers := [][4]byte{{8, 8, 8, 8}, inside, {8, 8, 8, 8}}
+		resolveTo(t, func() (a [4]byte) { a, answers = answers[0], answers[1:]; return a })
+		n := newNetwork(Config{MaxPerHost: 1})
+		defer n.close()
+		n.below[public] = newTransport(Config{MaxPerHost: 1}, nil, func(ctx context.Context, network, address string, c syscall.RawConn) error {
+			if err := within(public)(ctx, network, address, c); err != nil {
+				return err
+			}
+			return fmt.Errorf("%s: %w", address, passed)
+		})
+		for i, want := range []error{passed, errInside, passed} {
+			r, err := http.NewRequestWithContext(t.Context(), "GET", "https://modules.example.:8443", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := n.roundTripBelow(r, public); !errors.Is(err, want) {
+				t.Errorf("%v, connection %d: %v, want %v", inside, i, err, want)
+			}
+		}
+	}
+}
+
+// The same from the question to the error, with what can be dialed in a test: an upstream of this machine redirects to a
+// name that is on this machine, too, and then is where clouds keep their secrets.
+func TestRedirectToNameThatChangesItsAddress(t *testing.T) {
+	home, m := start(t)
+	secure := httptest.NewTLSServer(home)
+	defer secure.Close()
+	_, port, err := net.SplitHostPort(secure.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	resolveTo(t, func() [4]byte {
+		if asked.Add(1) == 1 {
+			return [4]byte{127, 0, 0, 1}
+		}
+		return [4]byte{169, 254, 169, 254}
+	})
+	home.Redirect(modPath, "https://example.com:"+port+"/moved") // the name that httptest has a certificate for
+	home.Mount("/moved"+modPath, text(home.Artifact(m, artifact.Mod)))
+	l := parse(t, home.URL(), Config{})
+	trust(l, secure)
+	if _, err := fetch(t, l, m, artifact.Mod); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fetch(t, l, m, artifact.Mod); err != nil || asked.Load() != 1 {
+		t.Errorf("over the same connection: %v; the name server was asked %d times", err, asked.Load())
+	}
+	l.Close()
+	home.Reset()
+	_, err = fetch(t, l, m, artifact.Mod)
+	checkMatches(t, "over another connection", err, "malformed")
+	if err == nil || !strings.Contains(err.Error(), errInside.Error()) || asked.Load() != 2 {
+		t.Errorf("over another connection: %v; the name server was asked %d times", err, asked.Load())
+	}
+	if n := len(home.Requests()); n != 1 {
+		t.Errorf("%d requests arrived, want the one that is redirected", n)
+	}
+}
+
+// text serves b.
+func text(b []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(b) }
 }
 
 // A proxy of the environment that does not answer is not named with its password. The environment is read once in a

@@ -16,8 +16,9 @@
 //   - Nothing of the mirror's clients goes out: a request is built from the module, the version and [Config.UserAgent].
 //   - A user name or password in an entry's URL goes as basic authentication to exactly that scheme, host and port, over
 //     https or to a loopback address only, and stands in no error, log line or String.
-//   - At most 5 redirects are followed, none from https to http, none from a public address to one of an inner network,
-//     and none to link-local addresses, where clouds keep their secrets. The check is made on the address that is dialed.
+//   - At most 5 redirects are followed, none to http but on the host and port of an entry that is http itself, none from a
+//     public address to one of an inner network, and none to link-local addresses, where clouds keep their secrets. The
+//     check is made on the address that is dialed.
 //   - Every wait ends: for a free slot of the host, for the header of the answer, for the next byte, for all by ctx. A
 //     body that comes with less than 1 KiB a second, over a minute, is given up like one that stalls.
 //     Every body has a limit, and one that is shorter or longer than declared is an error.
