@@ -381,13 +381,14 @@ func TestSnapshotStore(t *testing.T) {
 		t.Errorf("snapshot of %d bytes at index %d: %v, metadata say %d", len(good), meta.Index, err, meta.Size)
 	}
 	r.Close()
+	good = good[1 : len(good)-streamSealLen+1]
 
 	install := func(m *machine, data []byte, index uint64) error {
 		k, err := m.store.Create(raft.SnapshotVersionMax, index, 1, raft.Configuration{}, 1, nil)
 		if err != nil {
 			return err
 		}
-		if _, err := k.Write(data); err != nil {
+		if _, err := k.Write(sealedStream(data)); err != nil {
 			return err
 		}
 		if err := k.Close(); err != nil {

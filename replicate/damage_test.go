@@ -101,13 +101,13 @@ func TestDamagedCatalogPages(t *testing.T) {
 	}
 }
 
-// install has m receive a snapshot of these bytes.
+// install has m receive a snapshot that is the file b.
 func install(m *machine, b []byte) error {
 	k, err := m.store.Create(raft.SnapshotVersionMax, 1, 1, raft.Configuration{}, 0, nil)
 	if err != nil {
 		return err
 	}
-	if _, err := k.Write(b); err != nil {
+	if _, err := k.Write(sealedStream(b)); err != nil {
 		return errors.Join(err, k.Cancel())
 	}
 	if err := k.Close(); err != nil {

@@ -53,7 +53,8 @@
 // While a snapshot is taken: there is nothing to copy, the catalog is the snapshot. Its index is noted in it first, the
 // log is cut after. In between, the log is merely longer than it needs to be.
 //
-// While a snapshot is sent: the receiver has a temporary file, which its next start removes.
+// While a snapshot is sent: the receiver has a temporary file, which its next start removes. What is sent ends in its
+// SHA-256, so that it is refused if a byte was lost or turned on the way (sealedstream.go).
 //
 // While a snapshot is installed: the received file is fsynced and checked as a whole, then renamed over catalog.db, then
 // the directory is fsynced. Before the rename the old catalog is there, and the leader sends again; after it the new one,

@@ -12,11 +12,11 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-// received returns the path of a snapshot that m has received.
+// received returns the path of the file in a snapshot that m has received.
 func received(t *testing.T, m *machine, data []byte) string {
 	t.Helper()
 	path := m.catalog.path + tempMark + "received"
-	if err := os.WriteFile(path, data, 0o600); err != nil {
+	if err := os.WriteFile(path, data[1:len(data)-streamSealLen+1], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"path/filepath"
@@ -159,15 +158,8 @@ func TestSnapshotWithTurnedRow(t *testing.T) {
 		if err := from.catalog.update(change); err != nil {
 			t.Fatal(err)
 		}
-		_, r, err := from.store.Open(liveID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err := errors.Join(err, r.Close()); err != nil {
-			t.Fatal(err)
-		}
-		if err := install(newMachine(t), b); (err == nil) != (name == "as it is") {
+		sent := snapshotOf(t, from)
+		if _, err := receive(newMachine(t), bytes.NewReader(sent)); (err == nil) != (name == "as it is") {
 			t.Errorf("%s: install = %v", name, err)
 		}
 	}

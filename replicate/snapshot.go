@@ -97,6 +97,7 @@ type sink struct {
 	meta  raft.SnapshotMeta
 	local bool     // set by live.Persist: the snapshot is the catalog itself
 	file  *os.File // of an install, from its first byte on
+	in    unsealer // writes to file
 	done  bool
 }
 
@@ -115,6 +116,11 @@ func (k *sink) Write(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
+	return k.in.Write(p)
+}
+
+// writeFile writes a part of the file in an install.
+func (k *sink) writeFile(p []byte) (n int, err error) {
 	err = k.store.latch.guard("write a received snapshot", hung, func() error {
 		n, err = k.file.Write(p)
 		return err
@@ -123,11 +129,16 @@ func (k *sink) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 func (k *sink) begin() (err error) {
 	if err := k.store.latch.fault(); err != nil {
 		return err
 	}
 	path := k.store.catalog.path
+	k.in.to = writerFunc(k.writeFile)
 	k.file, err = os.CreateTemp(filepath.Dir(path), filepath.Base(path)+tempMark+"*")
 	return err
 }
@@ -143,7 +154,7 @@ func (k *sink) Cancel() error {
 }
 
 // Close completes the snapshot. Of this node's own, it notes in the catalog up to where the log may be cut now. An
-// install is made durable and checked as a whole before anything relies on it.
+// install is made durable and checked as a whole, first against its seal, before anything relies on it.
 func (k *sink) Close() error {
 	if k.done {
 		return nil
@@ -155,6 +166,9 @@ func (k *sink) Close() error {
 	if k.file == nil {
 		k.done = true
 		return errors.New("install of a snapshot without a byte")
+	}
+	if err := k.in.check(); err != nil {
+		return errors.Join(fmt.Errorf("installed snapshot is refused: %w: %w", err, artifact.ErrRefused), k.Cancel())
 	}
 	if err := k.store.latch.guard("fsync a received snapshot", hung, k.file.Sync); err != nil {
 		return errors.Join(err, k.Cancel())

@@ -13,7 +13,7 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-// stream is the catalog's file as of one transaction, on its way to another node.
+// stream is the catalog's file as of one transaction, sealed, on its way to another node.
 type stream struct {
 	*io.PipeReader
 	done chan struct{} // closed when the transaction has ended
@@ -42,6 +42,7 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	if err := safely(true, func() error { meta = liveMeta(state{tx}); return nil }); err != nil {
 		return nil, nil, errors.Join(err, tx.Rollback())
 	}
+	meta.Size += streamSealLen
 	r, w := io.Pipe()
 	s := &stream{PipeReader: r, done: make(chan struct{})}
 	c.streamMu.Lock()
@@ -50,7 +51,7 @@ func (c *catalog) stream(ended func()) (*raft.SnapshotMeta, io.ReadCloser, error
 	go func() {
 		defer close(s.done)
 		defer ended()
-		_, err := tx.WriteTo(w)
+		err := sealStream(w, tx)
 		w.CloseWithError(errors.Join(err, tx.Rollback()))
 		c.streamMu.Lock()
 		delete(c.streams, s)
