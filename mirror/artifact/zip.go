@@ -55,7 +55,7 @@ type ZipSums struct {
 //     belongs to an entry or to the directory: no script in front, nothing behind, no comment, no gaps, no overlaps
 //  2. the rules of golang.org/x/mod/zip.CheckZip, which the go command applies when it unpacks: prefix, clean and
 //     portable names, no duplicates or case collisions, no nested go.mod, limits on the sizes that are declared
-//  3. local headers and data descriptors that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
+//  3. local headers, extra fields and data descriptors that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
 //  4. the h1 of all entries, each inflated no further than it declares, with its CRC, from all of its compressed bytes
 //
 // A zip that does not pass matches [ErrRefused], and the first offender is quoted in the error. If f cannot be read, the

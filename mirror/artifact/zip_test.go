@@ -83,12 +83,83 @@ func honestZips() map[string][]byte {
 		"names that sort by byte":        mirrortest.RawZip("", entry("é.go", "1"), entry("a-b", "2"), entry("a/b", "3"), entry("a b", "4")),
 		"incompressible, several blocks": mirrortest.RawZip("", mod, entry("noise", string(noise))),
 		"modes and extra fields":         mirrortest.RawZip("", mirrortest.Entry{Name: hello.String() + "/x.sh", Data: "x", Mode: 0o755, Extra: []byte{1, 2, 0, 0}}),
+		"its own name in an extra field": mirrortest.RawZip("", mirrortest.Entry{Name: mod.Name, Data: mod.Data, Extra: mirrortest.UnicodePath(mod.Name, mod.Name)}),
 		"zip64 without need":             zip64(mirrortest.HonestZip(hello)),
 		"zip64 sizes without need":       local64(),
 		"descriptor":                     described(false, 4),
 		"signed descriptor":              described(true, 4),
 		"descriptor of zip64":            described(false, 8),
 		"signed descriptor of zip64":     described(true, 8),
+	}
+}
+
+// extras returns a zip with these extra fields, in its local header and in the directory.
+func extras(local, directory []byte) []byte {
+	header, data, central := oneEntry(0)
+	name := int(central[28])
+	header[28], central[30] = byte(len(local)), byte(len(directory))
+	central = slices.Insert(central, 46+name, directory...)
+	end := len(central) - 22
+	binary.LittleEndian.PutUint32(central[end+12:], uint32(end))
+	return joined(central, header, local, data)
+}
+
+// field returns an extra field.
+func field(id uint16, data ...uint64) []byte {
+	b := binary.LittleEndian.AppendUint16(nil, id)
+	b = binary.LittleEndian.AppendUint16(b, uint16(8*len(data)))
+	for _, n := range data {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+// What extra fields say is what the headers say: some programs believe the ones, some the others.
+func TestCheckZipOfExtraFields(t *testing.T) {
+	name, other, any := hello.String()+"/go.mod", hello.String()+"/go.sum", field(0x5455, 1)
+	same, differs, sizes := mirrortest.UnicodePath(name, name), mirrortest.UnicodePath(name, other), field(1, 25, 25)
+	wrongSum := slices.Clone(differs)
+	wrongSum[5]++
+	for _, tt := range []struct {
+		name             string
+		local, directory []byte
+		want             string // "": accepted
+	}{
+		{"none", nil, nil, ""},
+		{"of other kinds", any, slices.Concat(any, any), ""},
+		{"the same name", same, same, ""},
+		{"another name in the local header", differs, nil, `another name, "` + other},
+		{"another name in the directory", nil, differs, `another name, "` + other},
+		{"another name behind others", nil, slices.Concat(any, same, differs), `another name, "` + other},
+		{"another name that the sum makes void", nil, wrongSum, `another name, "` + other},
+		{"an empty name", mirrortest.UnicodePath(name, ""), nil, "another name"},
+		{"a name cut short", nil, []byte{0x75, 0x70, 2, 0, 1, 2}, "another name"},
+		{"zip64 sizes in the directory", nil, sizes, "needs none"},
+		{"an empty zip64 field in the directory", nil, field(1), "needs none"},
+		{"zip64 sizes that nothing announces", sizes, nil, "does not announce"},
+		{"zip64 sizes twice", slices.Concat(sizes, sizes), nil, "two extra fields"},
+		{"a field that is longer than all", []byte{1, 2, 3, 0, 0}, nil, "cut short"},
+		{"a field that is longer than all, in the directory", nil, []byte{1, 2, 3, 0, 0}, "cut short"},
+		{"a field without a length", nil, slices.Concat(any, []byte{1, 2, 3}), "cut short"},
+	} {
+		b := extras(tt.local, tt.directory)
+		if _, err := dirhash.HashZip(open(t, b).Name(), dirhash.Hash1); err != nil {
+			t.Fatalf("%s: the go command cannot read it: %v", tt.name, err)
+		}
+		sums, err := check(t, b)
+		if tt.want != "" {
+			refused(t, tt.name, sums, err, tt.want)
+		} else if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+	for name, fields := range map[string]func(packed, raw uint64) []byte{
+		"lacks the zip64 sizes": func(_, raw uint64) []byte { return field(1, raw) },
+		"that it announces":     func(packed, raw uint64) []byte { return field(1, raw, packed, 0) },
+		"two extra fields":      func(packed, raw uint64) []byte { return slices.Concat(field(1, raw, packed), field(1, raw, packed)) },
+	} {
+		sums, err := check(t, announced64(fields))
+		refused(t, "announced zip64 sizes", sums, err, name)
 	}
 }
 
@@ -111,11 +182,14 @@ func joined(directory []byte, front ...[]byte) []byte {
 
 // local64 returns a zip whose local header has the sizes in an extra field, as it must have them from 4 GiB on.
 func local64() []byte {
+	return announced64(func(packed, raw uint64) []byte { return field(1, raw, packed) })
+}
+
+// announced64 returns a zip whose local header announces sizes in its extra fields.
+func announced64(fields func(packed, raw uint64) []byte) []byte {
 	header, data, directory := oneEntry(0)
 	le := binary.LittleEndian
-	extra := []byte{1, 0, 16, 0}
-	extra = le.AppendUint64(extra, uint64(le.Uint32(header[22:])))
-	extra = le.AppendUint64(extra, uint64(le.Uint32(header[18:])))
+	extra := fields(uint64(le.Uint32(header[18:])), uint64(le.Uint32(header[22:])))
 	copy(header[18:], "\xff\xff\xff\xff\xff\xff\xff\xff")
 	header[28] = byte(len(extra))
 	return joined(directory, header, extra, data)

@@ -221,37 +221,23 @@ func checkLocalSizes(r io.ReaderAt, f *zip.File, h []byte, extra, data int64) er
 	if flags := le.Uint16(h[6:]); flags != f.Flags {
 		return fmt.Errorf("flags %#x, %#x in the local header", f.Flags, flags)
 	}
+	if err := checkDirectoryExtra(f.Extra, f.Name); err != nil {
+		return err
+	}
 	packed, raw := uint64(le.Uint32(h[18:])), uint64(le.Uint32(h[22:]))
-	if packed == math.MaxUint32 && raw == math.MaxUint32 {
-		var err error
-		if packed, raw, err = readExtra64(r, extra, data); err != nil {
-			return err
-		}
+	announced := packed == math.MaxUint32 && raw == math.MaxUint32
+	packed64, raw64, err := checkLocalExtra(r, extra, data, f.Name, announced)
+	if err != nil {
+		return err
+	}
+	if announced {
+		packed, raw = packed64, raw64
 	}
 	same := func(local, want uint64) bool { return local == want || local == 0 && f.Flags&hasDescriptor != 0 }
 	if !same(uint64(le.Uint32(h[14:])), uint64(f.CRC32)) || !same(packed, f.CompressedSize64) || !same(raw, f.UncompressedSize64) {
 		return errors.New("its local header has another checksum or other sizes")
 	}
 	return nil
-}
-
-// readExtra64 returns the sizes in the zip64 field of a local header's extra fields (APPNOTE.TXT, 4.5.3).
-func readExtra64(r io.ReaderAt, from, to int64) (packed, raw uint64, err error) {
-	b := make([]byte, to-from)
-	if err := readFull(r, b, from); err != nil {
-		return 0, 0, err
-	}
-	for le := binary.LittleEndian; len(b) >= 4; {
-		size := int(le.Uint16(b[2:]))
-		if size > len(b)-4 {
-			break
-		}
-		if le.Uint16(b) == 1 && size >= 16 {
-			return le.Uint64(b[12:]), le.Uint64(b[4:]), nil
-		}
-		b = b[4+size:]
-	}
-	return 0, 0, errors.New("its local header lacks the zip64 sizes that it announces")
 }
 
 // checkDescriptor checks that exactly a data descriptor of f lies between two offsets: checksum and sizes of 4 or 8 bytes,

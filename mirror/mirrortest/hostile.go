@@ -178,6 +178,7 @@ func HostileZips(m module.Version) []Hostile {
 		{"bytes behind the end of the compressed data", change(func(e *Entry) { e.Behind = "#!/bin/sh\n" }), true},
 		{"an entry behind the end of the compressed data", change(func(e *Entry) { e.Behind = string(clean[:len(clean)/2]) }), true},
 		{"a gap between the entries", gap(clean, []byte(p+"hello.go")), true},
+		{"another name in an extra field", change(func(e *Entry) { e.Extra = UnicodePath(e.Name, p+"evil.go") }), true},
 		{"a duplicate entry", with(good[1]), false},
 		{"a duplicate entry with other content", with(Entry{Name: good[1].Name, Data: "package evil\n"}), false},
 		{"a path with dots", with(Entry{Name: p + "../../evil.go", Data: "x"}), false},
@@ -233,6 +234,13 @@ func gap(b, name []byte) []byte {
 	le.PutUint32(b[end+16:], le.Uint32(b[end+16:])+uint32(len(junk)))
 	out := append(bytes.Clone(b[:local]), junk...)
 	return append(out, b[local:]...)
+}
+
+// UnicodePath returns an extra field by which an entry called name is called as, for Info-ZIP's unzip (APPNOTE.TXT, 4.6.9).
+func UnicodePath(name, as string) []byte {
+	b := binary.LittleEndian.AppendUint16([]byte{0x75, 0x70}, uint16(5+len(as)))
+	b = binary.LittleEndian.AppendUint32(append(b, 1), crc32.ChecksumIEEE([]byte(name)))
+	return append(b, as...)
 }
 
 func deflate(s string) []byte {
