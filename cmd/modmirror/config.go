@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path"
 	"strings"
 	"time"
 
@@ -195,23 +194,6 @@ func cause(err error) error {
 		}
 		err = next
 	}
-}
-
-// checkPatterns trims GOPRIVATE patterns in place. One that could never match is an error: the go command ignores it, but
-// here the names of the modules that it was meant for would leave the process.
-func checkPatterns(patterns []string) error {
-	for i, p := range patterns {
-		p = strings.TrimSpace(p)
-		_, err := path.Match(p, "")
-		if err == nil && (p == "" || strings.ContainsAny(p, " \t\r\n,") || strings.Contains(p, "://") || strings.HasPrefix(p, "/") || strings.Contains(p, "@")) {
-			err = errors.New("want module path prefixes or globs as in GOPRIVATE, separated by commas")
-		}
-		if err != nil {
-			return usageError("--private: pattern %q: %v", p, err)
-		}
-		patterns[i] = strings.TrimSuffix(p, "/")
-	}
-	return nil
 }
 
 // validate finds what is wrong with c before anything is opened.

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 )
 
 // load runs the settings of a command line, an environment and a file through the loader that every command uses.
@@ -223,4 +225,70 @@ func TestUnknownVariables(t *testing.T) {
 	if strings.Join(got, " ") != "MODMIRROR_DATADIR MODMIRROR_UPSTRAEM" {
 		t.Errorf("unknownVariables = %q", got)
 	}
+}
+
+// FuzzSettings reads any file: what is accepted sets what it says and nothing else, and when it is written down in another
+// form it reads as the same. What is refused is refused in one line that names the file.
+func FuzzSettings(f *testing.F) {
+	f.Add([]byte("listen: localhost:1\nlist-ttl: 5s\nsumdb: [a, b https://b.example]\noffline: true\nmax-fetches: 0x10\n"))
+	f.Add([]byte("private: a.example,\"b.example\"\nprivate: []\n"))
+	f.Add([]byte("? listen\n: &a x:1\ndata-dir: *a\n"))
+	f.Add([]byte("<<: {listen: x:1}\n"))
+	f.Add([]byte("private: [a.example, null]\n--- \n"))
+	f.Add([]byte("sumdb: !!str x\nno-look-ahead: !!bool false\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		read := func(data []byte, args ...string) (config, *pflag.FlagSet, error) {
+			var c config
+			fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+			c.flags(fs)
+			if err := fs.Parse(args); err != nil {
+				t.Fatal(err)
+			}
+			err := setFromYAML(fs, "the-file", data)
+			c.SumDB, c.Private = slices.Concat(c.SumDB), slices.Concat(c.Private) // nil if empty
+			return c, fs, err
+		}
+		c, fs, err := read(data)
+		if err != nil {
+			if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "config file the-file") {
+				t.Errorf("%q: error %q", data, err)
+			}
+			return
+		}
+		said := make(map[string]yaml.Node)
+		if err := yaml.Unmarshal(data, &said); err != nil {
+			t.Fatalf("%q is accepted: %v", data, err)
+		}
+		written := make(map[string]any)
+		fs.VisitAll(func(f *pflag.Flag) {
+			if _, ok := said[f.Name]; ok != f.Changed {
+				t.Errorf("%q: --%s is set: %v", data, f.Name, f.Changed)
+			}
+			if f.Changed {
+				written[f.Name] = valueInFile(f)
+			}
+		})
+		out, err := yaml.Marshal(written)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, _, err := read(out); err != nil || !reflect.DeepEqual(again, c) {
+			t.Errorf("%q is %+v, written as %q it is %+v, %v", data, c, out, again, err)
+		}
+		// The command line wins, whatever the file says.
+		if over, _, err := read(data, "--listen", "flag:1", "--sumdb", "flag"); err != nil || over.Listen != "flag:1" || !slices.Equal(over.SumDB, []string{"flag"}) || over.DataDir != c.DataDir {
+			t.Errorf("%q overrides the command line: %+v, %v", data, over, err)
+		}
+	})
+}
+
+// valueInFile returns the value of a flag as a file may have it.
+func valueInFile(f *pflag.Flag) any {
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.GetSlice()
+	}
+	if f.Value.Type() == "bool" {
+		return f.Value.String() == "true"
+	}
+	return f.Value.String()
 }
