@@ -28,7 +28,7 @@ func TestPrivateIsNotResolved(t *testing.T) {
 	db := sumdbtest.New(databaseName)
 	n, err := openNode(t.Context(), config{
 		DataDir: t.TempDir(), Listen: "localhost:0", Upstream: "https://proxy.example.com,https://other.example.com",
-		SumDB: []string{db.Key()}, Private: []string{"corp.example.com/Secret"}, ListTTL: time.Minute, NotFoundTTL: time.Second,
+		SumDB: []string{db.Key()}, Private: []string{"corp.example.com/Secret", "github.com/MyCo/*"}, ListTTL: time.Minute, NotFoundTTL: time.Second,
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -39,11 +39,15 @@ func TestPrivateIsNotResolved(t *testing.T) {
 
 	const private = "corp.example.com/!secret/plans"
 	before := asked.Load()
+	const glob = "github.com/!my!co/plans/v2"
 	for _, path := range []string{
 		"/" + private + "/@v/list", "/" + private + "/@latest", "/" + private + "/@v/v1.0.0.info", "/" + private + "/@v/v1.0.0.mod",
 		"/" + private + "/@v/v1.0.0.zip", "/" + private + "/@v/main.info", "/cached-only/" + private + "/@v/v1.0.0.zip",
 		"/prove/" + private + "@v1.0.0", "/sumdb/" + databaseName + "/lookup/" + private + "@v1.0.0",
+		"/sumdb/" + databaseName + "/lookup/" + private + "@v1.0.0/go.mod", "/cached-only/sumdb/" + databaseName + "/lookup/" + private + "@v1.0.0",
 		strings.ReplaceAll("/"+private+"/@v/list", "!", "%21"),
+		"/" + glob + "/@v/v2.0.0.zip", "/sumdb/" + databaseName + "/lookup/" + glob + "@v2.0.0",
+		strings.ReplaceAll("/sumdb/"+databaseName+"/lookup/"+glob+"@v2.0.0", "!", "%21"),
 	} {
 		code, body, err := fetch(srv.URL + path)
 		if err != nil || code != http.StatusForbidden || !strings.Contains(string(body), "private") {
