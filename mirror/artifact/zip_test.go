@@ -3,6 +3,7 @@ package artifact_test
 import (
 	"archive/zip"
 	"bytes"
+	"compress/flate"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -603,7 +604,7 @@ func TestCheckZipOfAnotherVersion(t *testing.T) {
 	}
 }
 
-// What CheckZip accepts, the go command accepts with the same sum.
+// What CheckZip accepts, the go command accepts with the same sum, and whoever reads it from the front sees the same.
 func FuzzCheckZip(f *testing.F) {
 	for name, b := range honestZips() {
 		if name != "incompressible, several blocks" {
@@ -615,6 +616,8 @@ func FuzzCheckZip(f *testing.F) {
 			f.Add(h.Zip)
 		}
 	}
+	f.Add(extras(field(1, 25, 25), nil))
+	f.Add(extras(nil, field(1, 25, 25)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 1<<20 {
 			return
@@ -633,7 +636,41 @@ func FuzzCheckZip(f *testing.F) {
 		if h1, err := dirhash.HashZip(file.Name(), dirhash.Hash1); err != nil || h1 != got.H1 {
 			t.Errorf("CheckZip = %s, dirhash.HashZip = %s, %v", got.H1, h1, err)
 		}
+		if h1, ok := frontH1(b); ok && h1 != got.H1 {
+			t.Errorf("CheckZip = %s, but read from its front it is %s", got.H1, h1)
+		}
 	})
+}
+
+// frontH1 returns the h1 of what a program sees that reads a zip from its front to the directory, and believes no size of
+// what it can inflate. It is not ok if there is an entry with a data descriptor that is not compressed: that has no end.
+func frontH1(b []byte) (h1 string, ok bool) {
+	le, files := binary.LittleEndian, make(map[string][]byte)
+	var names []string
+	for len(b) >= 30 && le.Uint32(b) == 0x04034b50 {
+		flags, method, size := le.Uint16(b[6:]), le.Uint16(b[8:]), int(le.Uint32(b[18:]))
+		name, extra := int(le.Uint16(b[26:])), int(le.Uint16(b[28:]))
+		names = append(names, string(b[30:30+name]))
+		b = b[30+name+extra:]
+		switch {
+		case method == zip.Deflate:
+			in := bytes.NewReader(b) // flate takes no byte too many from one
+			data, err := io.ReadAll(flate.NewReader(in))
+			if err != nil {
+				return "deflate: " + err.Error(), size > 0
+			}
+			files[names[len(names)-1]], b = data, b[len(b)-in.Len():]
+		case flags&8 != 0 || size > len(b):
+			return "", false
+		default:
+			files[names[len(names)-1]], b = b[:size], b[size:]
+		}
+		for flags&8 != 0 && len(b) >= 4 && le.Uint32(b) != 0x04034b50 && le.Uint32(b) != 0x02014b50 {
+			b = b[4:] // of the descriptor
+		}
+	}
+	h1, err := dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files[name])), nil })
+	return h1, err == nil
 }
 
 func BenchmarkCheckZip(b *testing.B) {
