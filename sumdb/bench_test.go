@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
-
-	"golang.org/x/mod/module"
 )
 
 // nowhere is a ResponseWriter that counts and forgets.
@@ -48,7 +46,7 @@ func BenchmarkServeLookupCold(b *testing.B) {
 	r := httptest.NewRequest(http.MethodGet, "/lookup/golang.org/x/mod@v0.42.0", nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		l.composed = newCache[module.Version, composed](composedBytes)
+		l.composed = newCache[string, composed](composedBytes)
 		l.ServeHTTP(&nowhere{header: make(http.Header)}, r)
 	}
 }

@@ -80,6 +80,7 @@ const (
 const (
 	verifiedBytes = 8 << 20
 	composedBytes = 8 << 20
+	pathBytes     = 2 << 20
 	headBytes     = 256 << 10
 	absentBytes   = 512 << 10
 	witnessBytes  = 64 << 10
@@ -98,15 +99,16 @@ type DB struct {
 	lookups chan struct{} // holds one for each lookup
 	queue   chan head     // heads that the witness has yet to check
 
-	heads    *cache[string, head]                    // by note; opened before
-	verified *cache[module.Version, artifact.Record] // records checked but perhaps never committed
-	absent   *cache[module.Version, time.Time]       // when a source said 404
-	composed *cache[module.Version, composed]        // what lookups are answered with
-	seen     *cache[tlog.Tree, bool]                 // heads that the witness checked
-	others   *cache[tlog.Tree, bool]                 // heads of another history that an operator has acknowledged
-	ready    *cache[[2]int64, bool]                  // sizes of anchor and newest head: the anchor's edge is held
-	unsaved  atomic.Pointer[artifact.Fork]           // evidence that is not committed yet
-	checked  atomic.Int64                            // when a source last confirmed the head, Unix nanoseconds; 0: never
+	heads     *cache[string, head]                    // by note; opened before
+	verified  *cache[module.Version, artifact.Record] // records checked but perhaps never committed
+	absent    *cache[module.Version, time.Time]       // when a source said 404
+	composed  *cache[string, composed]                // what lookups are answered with, by their path
+	tilePaths *cache[string, tlog.Tile]               // paths of tiles that were served
+	seen      *cache[tlog.Tree, bool]                 // heads that the witness checked
+	others    *cache[tlog.Tree, bool]                 // heads of another history that an operator has acknowledged
+	ready     *cache[[2]int64, bool]                  // sizes of anchor and newest head: the anchor's edge is held
+	unsaved   atomic.Pointer[artifact.Fork]           // evidence that is not committed yet
+	checked   atomic.Int64                            // when a source last confirmed the head, Unix nanoseconds; 0: never
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -139,18 +141,19 @@ func Open(c Config) (*DB, error) {
 	}
 	c.Log = c.Log.With("database", v.Name())
 	db := &DB{
-		Config:   c,
-		name:     v.Name(),
-		verifier: v,
-		lookups:  make(chan struct{}, maxLookups),
-		queue:    make(chan head, 64),
-		heads:    newCache[string, head](headBytes),
-		verified: newCache[module.Version, artifact.Record](verifiedBytes),
-		absent:   newCache[module.Version, time.Time](absentBytes),
-		composed: newCache[module.Version, composed](composedBytes),
-		seen:     newCache[tlog.Tree, bool](witnessBytes),
-		others:   newCache[tlog.Tree, bool](witnessBytes),
-		ready:    newCache[[2]int64, bool](anchorBytes),
+		Config:    c,
+		name:      v.Name(),
+		verifier:  v,
+		lookups:   make(chan struct{}, maxLookups),
+		queue:     make(chan head, 64),
+		heads:     newCache[string, head](headBytes),
+		verified:  newCache[module.Version, artifact.Record](verifiedBytes),
+		absent:    newCache[module.Version, time.Time](absentBytes),
+		composed:  newCache[string, composed](composedBytes),
+		tilePaths: newCache[string, tlog.Tile](pathBytes),
+		seen:      newCache[tlog.Tree, bool](witnessBytes),
+		others:    newCache[tlog.Tree, bool](witnessBytes),
+		ready:     newCache[[2]int64, bool](anchorBytes),
 	}
 	if !c.Offline {
 		for _, p := range c.Proxies {

@@ -154,7 +154,7 @@ func TestAnchorNeedsItsEdge(t *testing.T) {
 	if o := drain(t, on); len(o) != 1 || o[0] != "consistent" {
 		t.Errorf("heads checked: %q", o)
 	}
-	on.composed.put(kept, composed{}, 0)
+	on.composed.put("/lookup/example.com/kept@v1.0.0", composed{module: kept}, 0)
 	if w := get(t, on, "/lookup/example.com/kept@v1.0.0"); !strings.Contains(w.Body.String(), "tree\n302\n") {
 		t.Errorf("%s", w.Body)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +29,8 @@ type metrics struct {
 	advances   prometheus.Counter
 	rollbacks  prometheus.Counter
 	size       prometheus.Gauge
+
+	good map[string]prometheus.Counter // of served, by class, with the status 200: looked up once; never changed
 }
 
 func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
@@ -53,6 +57,10 @@ func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "modmirror", Subsystem: "sumdb", Name: "head_records", Help: "Records in the newest tree head that this node saw committed.", ConstLabels: labels,
 		}),
+	}
+	m.good = make(map[string]prometheus.Counter)
+	for _, class := range []string{"supported", "latest", "lookup", "tile"} {
+		m.good[class] = m.served.WithLabelValues(class, "200")
 	}
 	for i, c := range m.all() {
 		if reg == nil {
@@ -84,6 +92,15 @@ func (m *metrics) fetched(path string, err error, d time.Duration) {
 	class := string(classOf(path))
 	m.requests.WithLabelValues(class, outcome(err)).Inc()
 	m.seconds.WithLabelValues(class).Observe(d.Seconds())
+}
+
+// answered counts an answer to a client.
+func (m *metrics) answered(class string, status int) {
+	if c := m.good[class]; c != nil && status == http.StatusOK {
+		c.Inc()
+		return
+	}
+	m.served.WithLabelValues(class, strconv.Itoa(status)).Inc()
 }
 
 func (m *metrics) looked(how string, err error) {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
 	"modmirror/sumdb/sumdbtest"
@@ -192,7 +193,12 @@ func TestRealNewerClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, _ := off.Record(t.Context(), realModules[0])
-	off.composed.put(realModules[0], composed{record: r, head: now, newest: now.N}, 0)
+	text, err := tlog.FormatRecord(r.ID, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	esc, _ := escape(realModules[0])
+	off.composed.put("/lookup/"+esc, composed{realModules[0], newReply(slices.Concat(text, now.note), typeText, cacheLookup), now.N}, 0)
 	c.cache = map[string][]byte{}
 	if lines, err := c.lookup(realModules[0]); err == nil {
 		t.Errorf("with the newest head: %q, want an error", lines)

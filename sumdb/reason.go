@@ -73,7 +73,7 @@ func writeError(w http.ResponseWriter, log *slog.Logger, err error) int {
 	}
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", cacheNever)
+	h["Cache-Control"] = cacheNever
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	if status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout {
 		h.Set("Retry-After", "5")

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/mod/module"
-	xsumdb "golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
@@ -19,49 +19,45 @@ import (
 // How long others may keep an answer. A tile never changes, and a narrow one stays a prefix of the wider. A lookup's record
 // never changes either, and the head that it came with stays right for ever, because tiles of older heads stay served; an
 // hour bounds how long a client is sent to an older anchor than need be. /latest is asked by whoever wants to know now.
-const (
-	cacheTile   = "public, max-age=31536000, immutable"
-	cacheLookup = "public, max-age=3600"
-	cacheLatest = "public, max-age=30"
-	cacheNever  = "no-store"
+var (
+	cacheTile   = []string{"public, max-age=31536000, immutable"}
+	cacheLookup = []string{"public, max-age=3600"}
+	cacheLatest = []string{"public, max-age=30"}
+	cacheNever  = []string{"no-store"}
 )
 
 // maxPath bounds the path of a request, in bytes.
 const maxPath = 2 << 10
 
-// composed is what a lookup is answered with.
-type composed struct {
-	record artifact.Record
-	head   head  // the head that goes with it
-	newest int64 // what the newest committed head was when this was put together; it is not good for another
-}
-
 // ServeHTTP answers the protocol of the checksum database: /supported, /latest, /lookup/… and /tile/…. The prefix
 // /sumdb/<name> is already taken off r.URL.Path. Everything that can go wrong is found out here, with the status that it
-// deserves; x/mod's sumdb.Server, which knows only 404 and 500, is handed what is sure to work.
+// deserves. A good answer is, byte for byte, that of x/mod's sumdb.Server, which knows no other errors than 404 and 500.
 //
 // With the header "Disable-Module-Fetch: true" the answer is put together from what is held, or is 404; no source is asked,
 // not even in the background.
-func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	class, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	only, err := strconv.ParseBool(r.Header.Get("Disable-Module-Fetch"))
-	only, err = only && err == nil, nil
+func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) { db.serve(w, r, r.URL.Path) }
+
+// serve is ServeHTTP for path instead of r.URL.Path.
+func (db *DB) serve(w http.ResponseWriter, r *http.Request, path string) {
+	class, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	only := onlyHeld(r)
+	var err error
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		class = "other"
 		w.Header().Set("Allow", "GET, HEAD")
 		err = &statusError{http.StatusMethodNotAllowed, "only GET and HEAD are answered"}
-	case len(r.URL.Path) > maxPath:
+	case len(path) > maxPath:
 		class = "other"
 		err = badRequest("path is too long")
-	case r.URL.Path == "/supported":
+	case path == "/supported":
 		err = db.serveSupported(w, r, only)
-	case r.URL.Path == "/latest":
+	case path == "/latest":
 		err = db.serveLatest(w, r, only)
-	case strings.HasPrefix(r.URL.Path, "/lookup/"):
-		err = db.serveLookup(w, r, only)
-	case strings.HasPrefix(r.URL.Path, "/tile/"):
-		err = db.serveTile(w, r, only)
+	case strings.HasPrefix(path, "/lookup/"):
+		err = db.serveLookup(w, r, path, only)
+	case strings.HasPrefix(path, "/tile/"):
+		err = db.serveTile(w, r, path, only)
 	default:
 		class = "other"
 		err = &statusError{http.StatusNotFound, "a checksum database has /supported, /latest, /lookup and /tile"}
@@ -70,7 +66,17 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		status = writeError(w, db.Log, err)
 	}
-	db.metrics.served.WithLabelValues(class, strconv.Itoa(status)).Inc()
+	db.metrics.answered(class, status)
+}
+
+// onlyHeld reports whether r has the header that forbids to ask a source.
+func onlyHeld(r *http.Request) bool {
+	v := r.Header["Disable-Module-Fetch"]
+	if len(v) == 0 {
+		return false
+	}
+	only, err := strconv.ParseBool(v[0])
+	return only && err == nil
 }
 
 // serveSupported says whether this node can answer lookups: 200, or 503 whatever the reason, and above all never 404: a
@@ -81,10 +87,7 @@ func (db *DB) serveSupported(w http.ResponseWriter, r *http.Request, only bool) 
 	if _, err := db.headOrHeld(ctx, only); err != nil {
 		return fmt.Errorf("no lookup can be answered yet: %v: %w", err, artifact.ErrUnavailable)
 	}
-	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	w.Header().Set("Content-Length", "0")
-	w.Header().Set("Cache-Control", cacheNever)
-	w.WriteHeader(http.StatusOK)
+	newReply(nil, typeText, cacheNever).send(w, r)
 	return nil
 }
 
@@ -132,18 +135,26 @@ func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request, only bool) err
 	if err != nil {
 		h = now
 	}
-	w.Header().Set("Cache-Control", cacheLatest)
-	xsumdb.NewServer(ops{head: h}).ServeHTTP(w, r)
+	newReply(h.note, typeText, cacheLatest).send(w, r)
 	return nil
 }
 
-func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, only bool) error {
-	m, err := parseLookupPath(r.URL.Path)
-	if err != nil {
-		return badRequest(err.Error())
+func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, path string, only bool) error {
+	c, composed := db.composed.get(path)
+	if !composed {
+		m, err := parseLookupPath(path)
+		if err != nil {
+			return badRequest(err.Error())
+		}
+		c.module = m
 	}
+	m := c.module
 	if db.Private != nil && db.Private(m.Path) { // also if it was answered before
 		return fmt.Errorf("%s is private and not asked of %s; set GONOSUMDB for it: %w", m.Path, db.name, errPrivate)
+	}
+	if now, err := db.committed(r.Context()); composed && err == nil && now.N == c.newest {
+		c.reply.send(w, r)
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), db.LookupBudget)
 	defer cancel()
@@ -151,8 +162,10 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, only bool) err
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Cache-Control", cacheLookup)
-	xsumdb.NewServer(ops{record: c.record, head: c.head}).ServeHTTP(w, r)
+	if !only { // else a better one may be had
+		db.composed.put(strings.Clone(path), c, c.cost()+int64(len(path))) // a clone: path is part of a string with all of the URL
+	}
+	c.reply.send(w, r)
 	return nil
 }
 
@@ -172,12 +185,9 @@ func parseLookupPath(p string) (m module.Version, err error) {
 	return m, checkModule(m)
 }
 
-// compose returns the record of m with the head to answer it with, whose tiles are held. If only is set, no source is asked.
+// compose returns the answer for m: its record and the head that goes with it, whose tiles are held. If only is set, no
+// source is asked.
 func (db *DB) compose(ctx context.Context, m module.Version, only bool) (composed, error) {
-	now, err := db.committed(ctx)
-	if c, ok := db.composed.get(m); ok && err == nil && c.newest == now.N {
-		return c, nil
-	}
 	ask := db.Record
 	if only {
 		ask = db.recordHeld
@@ -186,16 +196,16 @@ func (db *DB) compose(ctx context.Context, m module.Version, only bool) (compose
 	if err != nil {
 		return composed{}, err
 	}
-	if now, err = db.headOrHeld(ctx, only); err != nil { // after the record: that may have moved it
+	now, err := db.headOrHeld(ctx, only) // after the record: that may have moved it
+	if err != nil {
 		return composed{}, err
 	}
-	c := composed{record: record, newest: now.N}
-	c.head, err = db.headHeld(ctx, record, now)
+	h, err := db.headHeld(ctx, record, now)
 	switch {
 	case err != nil && only:
 		return composed{}, fmt.Errorf("answer for %s: %w", m, held(err))
 	case err != nil:
-		c.head, err = db.bestHead(ctx, record, now, true)
+		h, err = db.bestHead(ctx, record, now, true)
 	}
 	if err != nil {
 		return composed{}, fmt.Errorf("answer for %s: %w", m, absence(err))
@@ -203,11 +213,11 @@ func (db *DB) compose(ctx context.Context, m module.Version, only bool) (compose
 	if !only {
 		db.wantEdges(ctx, record, now)
 	}
-	c.record.Proof = nil // nobody asks for it here
-	if !only {           // else a better one may be had
-		db.composed.put(m, c, int64(len(record.Text)+len(c.head.note)))
+	text, err := tlog.FormatRecord(record.ID, record.Text)
+	if err != nil {
+		return composed{}, fmt.Errorf("answer for %s: %w", m, err)
 	}
-	return c, nil
+	return composed{m, newReply(slices.Concat(text, h.note), typeText, cacheLookup), now.N}, nil
 }
 
 // recordHeld returns the record of m without a word to any source. An error matches [fs.ErrNotExist] if it is not held.
@@ -285,20 +295,22 @@ func (db *DB) heldHead(ctx context.Context, now head, held func(head) error) (he
 	return h, err
 }
 
-func (db *DB) serveTile(w http.ResponseWriter, r *http.Request, only bool) error {
-	t, err := parseTilePath(r.URL.Path)
+func (db *DB) serveTile(w http.ResponseWriter, r *http.Request, path string, only bool) error {
+	t, known := db.tilePaths.get(path)
+	if !known {
+		var err error
+		if t, err = parseTilePath(path); err != nil {
+			return err
+		}
+	}
+	data, err := db.tile(r.Context(), t, only)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), fetchBudget)
-	defer cancel()
-	data, err := db.tile(ctx, t, only)
-	if err != nil {
-		return err
+	if !known {
+		db.tilePaths.put(strings.Clone(path), t, int64(len(path)))
 	}
-	w.Header().Set("Cache-Control", cacheTile)
-	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
-	xsumdb.NewServer(ops{tile: data}).ServeHTTP(w, r)
+	newReply(data, typeBinary, cacheTile).send(w, r)
 	return nil
 }
 
@@ -337,6 +349,8 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile, only bool) ([]byte, error) 
 	case only:
 		return nil, unreadable(t, missing)
 	}
+	ctx, cancel := context.WithTimeout(ctx, fetchBudget)
+	defer cancel()
 	now, err := db.ensureHead(ctx)
 	if err != nil {
 		return nil, absence(err)
@@ -373,20 +387,3 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile, only bool) ([]byte, error) 
 func within(t tlog.Tile, n int64) bool {
 	return t.N<<tileHeight+int64(t.W) <= n>>uint(t.L*tileHeight)
 }
-
-// ops hands x/mod's server what is found already.
-type ops struct {
-	record artifact.Record
-	head   head
-	tile   []byte
-}
-
-func (o ops) Signed(context.Context) ([]byte, error) { return o.head.note, nil }
-
-func (o ops) ReadRecords(context.Context, int64, int64) ([][]byte, error) {
-	return [][]byte{o.record.Text}, nil
-}
-
-func (o ops) Lookup(context.Context, module.Version) (int64, error) { return o.record.ID, nil }
-
-func (o ops) ReadTileData(context.Context, tlog.Tile) ([]byte, error) { return o.tile, nil }

@@ -440,7 +440,7 @@ func TestSet(t *testing.T) {
 	} {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(http.MethodGet, "/x", nil)
-		r.URL.Path = path
+		r.URL.Path = "/sumdb" + path
 		s.ServeHTTP(w, r)
 		if w.Code != want {
 			t.Errorf("%s: %d %s, want %d", path, w.Code, w.Body, want)

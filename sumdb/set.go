@@ -47,18 +47,20 @@ func (s *Set) Record(ctx context.Context, m module.Version) (artifact.Record, er
 	return artifact.Record{}, err
 }
 
-// ServeHTTP answers /<name>/…, where <name> may have slashes. The prefix /sumdb is already taken off r.URL.Path. Only
-// configured names are answered; an unknown one is not asked of anybody.
+// ServeHTTP answers /sumdb/<name>/…, where <name> may have slashes. Only configured names are answered; an unknown one is
+// not asked of anybody.
 func (s *Set) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var best *DB
+	var path string // what follows its name
 	for _, db := range s.dbs {
-		if strings.HasPrefix(r.URL.Path, "/"+db.name+"/") && (best == nil || len(db.name) > len(best.name)) {
-			best = db
+		rest, ok := strings.CutPrefix(r.URL.Path, "/sumdb/"+db.name)
+		if ok && strings.HasPrefix(rest, "/") && (best == nil || len(db.name) > len(best.name)) {
+			best, path = db, rest
 		}
 	}
 	if best == nil {
 		writeError(w, slog.New(slog.DiscardHandler), &statusError{http.StatusNotFound, "this mirror does not speak for that checksum database"})
 		return
 	}
-	http.StripPrefix("/"+best.name, best).ServeHTTP(w, r)
+	best.serve(w, r, path)
 }

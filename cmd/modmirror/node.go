@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -249,7 +248,7 @@ func (n *node) openMirror() error {
 		Index:          n.replica,
 		Store:          n.store,
 		Checksums:      n.set,
-		SumDB:          http.StripPrefix("/sumdb", n.set),
+		SumDB:          n.set,
 		Private:        strings.Join(n.config.Private, ","),
 		ListTTL:        n.config.ListTTL,
 		NegativeTTL:    n.config.NotFoundTTL,
@@ -317,7 +316,7 @@ const lowDisk = 100 << 20
 
 // private tells whether a module's name must not leave this process.
 func (n *node) private(path string) bool {
-	return module.MatchPrefixPatterns(strings.Join(n.config.Private, ","), path)
+	return len(n.config.Private) > 0 && module.MatchPrefixPatterns(strings.Join(n.config.Private, ","), path)
 }
 
 // ready says why this node should get no requests, or, with writes, why it takes no new artifacts. It serves what it
