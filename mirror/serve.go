@@ -405,23 +405,7 @@ func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
 			return fmt.Errorf("%s is private here and in no checksum database: %w", mod, errPrivate)
 		}
 	}
-	r2 := *r
-	r2.Header = make(http.Header, len(r.Header)+1)
-	for k, v := range r.Header {
-		switch k {
-		case "Authorization", "Cookie", "Proxy-Authorization":
-		default:
-			r2.Header[k] = v
-		}
-	}
-	if only {
-		u := *r.URL
-		u.Path = strings.TrimPrefix(u.Path, cachedOnly)
-		u.RawPath = strings.TrimPrefix(u.RawPath, cachedOnly)
-		r2.URL = &u
-		r2.Header["Disable-Module-Fetch"] = []string{"true"}
-	}
-	m.config.SumDB.ServeHTTP(w, &r2)
+	m.config.SumDB.ServeHTTP(w, toSumDB(r, only))
 	switch {
 	case w.status >= 500:
 		w.outcome = outcomeError
@@ -431,6 +415,33 @@ func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
 		w.outcome = outcomeRefused
 	}
 	return nil
+}
+
+// credentials are the headers that are the business of nobody behind this handler.
+var credentials = [...]string{"Authorization", "Cookie", "Proxy-Authorization"}
+
+// toSumDB returns r as the checksum database may see it. Nearly every request is that already.
+func toSumDB(r *http.Request, only bool) *http.Request {
+	bare := !only
+	for _, k := range credentials {
+		bare = bare && r.Header[k] == nil
+	}
+	if bare {
+		return r
+	}
+	r2 := *r
+	r2.Header = r.Header.Clone()
+	for _, k := range credentials {
+		delete(r2.Header, k)
+	}
+	if only {
+		u := *r.URL
+		u.Path = strings.TrimPrefix(u.Path, cachedOnly)
+		u.RawPath = strings.TrimPrefix(u.RawPath, cachedOnly)
+		r2.URL = &u
+		r2.Header["Disable-Module-Fetch"] = []string{"true"}
+	}
+	return &r2
 }
 
 // access logs one answered request: what failed or was refused at Info, the rest at Debug.
