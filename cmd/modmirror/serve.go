@@ -76,6 +76,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g, work := errgroup.WithContext(work)
 	g.Go(func() error { return n.run(work) })
 	g.Go(func() error {
+		tuneGC(work)
+		return nil
+	})
+	g.Go(func() error {
 		if err := srv.Serve(bounded); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", c.Listen, err)
 		}
