@@ -18,7 +18,7 @@ import (
 //  1. record    after asking the checksum database: nothing is stored here
 //  2. download  while or after bytes stream to a draft: a leftover in tmp/, which is swept at the next start
 //  3. check     after the bytes proved to be those of the record, and of a module: the same
-//  4. store     after they were fsynced, renamed, and the directory fsynced: a blob that no manifest names, so nobody
+//  4. store     after they were fsynced (which begins with the check), renamed, and the directory fsynced: a blob that no manifest names, so nobody
 //     is served it; the next ingest of the version finds it and goes on
 //  5. publish   after the catalog committed the manifest: all is done, the version is served after the restart
 //
@@ -94,7 +94,11 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 // accept is steps 2 to 4, for the body that one source sends. It says no with ErrRefused or ErrMalformed if that is the
 // source's fault.
 func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source string) (err error) {
-	d, err := in.m.config.Store.Create(in.kind.Limit())
+	create := in.m.config.Store.Hold // an info or go.mod is published with its bytes, but for a very large one
+	if in.kind == artifact.Zip {
+		create = in.m.config.Store.Create
+	}
+	d, err := create(in.kind.Limit())
 	if err != nil {
 		return err
 	}
@@ -105,6 +109,9 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 			in.reject(d, failContent, err, source)
 		}
 		return err
+	}
+	if in.kind == artifact.Zip {
+		d.Flush() // while it is checked
 	}
 	in.m.reached("download")
 	start = in.m.metrics.stageDone(stageDownload, start)

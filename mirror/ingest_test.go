@@ -409,6 +409,27 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// What is published with its bytes makes no file on its way in; a zip makes one.
+func TestSmallArtifactsMakeNoFile(t *testing.T) {
+	for k, want := range map[artifact.Kind]int{artifact.Info: 0, artifact.Mod: 0, artifact.Zip: 1} {
+		g := newRig(t)
+		checked := 0
+		g.step = func(s string) {
+			if s != "check" {
+				return
+			}
+			checked++
+			if names, err := os.ReadDir(g.dir + "/tmp"); err != nil || len(names) != want {
+				t.Errorf("%v: tmp has %v, %v, want %d files", k, names, err, want)
+			}
+		}
+		g.want(helloPath+"v1.0.0."+k.String(), 200, "")
+		if checked != 1 {
+			t.Errorf("%v: checked %d times", k, checked)
+		}
+	}
+}
+
 // FAULTS 31: wherever the process dies, the artifact is complete or absent after the restart, and a retry works.
 func TestKilled(t *testing.T) {
 	for _, k := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {

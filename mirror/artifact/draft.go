@@ -1,6 +1,8 @@
 package artifact
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +13,8 @@ import (
 )
 
 // Draft is bytes on their way into a [Store]: a temporary file (a [ZipFile]) that hashes what is written to it and takes no more than
-// its limit. It belongs to one goroutine; only ReadAt may be called by several, between writing and the end.
+// its limit, or the same in memory ([Store.Hold]). It belongs to one goroutine; only ReadAt may be called by several, between writing and
+// the end.
 // Every draft ends with Commit, Quarantine or Discard:
 //
 //	d, err := store.Create(artifact.MaxZip)
@@ -27,11 +30,12 @@ import (
 type Draft struct {
 	s     *Store
 	name  string // in the store; "" once there is nothing to remove
-	f     file   // nil once closed
+	f     file   // nil once closed; a *memory until it has to be a file
 	hash  hash.Hash
 	size  int64
 	limit int64
-	err   error // the first failed write; a draft with a hole must not be committed
+	err   error      // the first failed write; a draft with a hole must not be committed
+	flush chan error // of the fsync that Flush began, if nobody has waited for it yet; has room for one
 }
 
 // Write appends p. Once the limit would be passed, or a write has failed, it fails for good: with [ErrRefused] for the
@@ -47,6 +51,14 @@ func (d *Draft) Write(p []byte) (int, error) {
 		d.err = fmt.Errorf("more than the limit of %d bytes: %w", d.limit, ErrRefused)
 		return 0, d.err
 	}
+	if d.size+int64(len(p)) > MaxInline {
+		if d.err = d.spill(); d.err != nil {
+			return 0, d.err
+		}
+	}
+	if d.err = d.awaitFlush(); d.err != nil { // what is written now was not part of it
+		return 0, d.err
+	}
 	n, err := d.f.Write(p)
 	d.hash.Write(p[:n])
 	d.size += int64(n)
@@ -58,6 +70,71 @@ func (d *Draft) Write(p []byte) (int, error) {
 		return n, d.err
 	}
 	return n, nil
+}
+
+// memory is the file of a draft that is none yet.
+type memory struct{ b []byte }
+
+func (m *memory) Write(p []byte) (int, error) {
+	m.b = append(m.b, p...)
+	return len(p), nil
+}
+
+func (m *memory) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(m.b).ReadAt(p, off) }
+func (m *memory) Sync() error                             { return nil }
+func (m *memory) Close() error                            { return nil }
+
+// spill makes a file of a draft that is in memory.
+func (d *Draft) spill() error {
+	m, ok := d.f.(*memory)
+	if !ok {
+		return nil
+	}
+	name, f, err := d.s.create()
+	if err != nil {
+		return err
+	}
+	d.name, d.f = name, f
+	if n, err := f.Write(m.b); err != nil || n < len(m.b) {
+		return d.s.fault(fmt.Sprintf("need up to %d bytes, wrote %d", d.limit, n), cmp.Or(err, io.ErrShortWrite))
+	}
+	return nil
+}
+
+// Flush begins to fsync what was written, so that Commit has less to wait for: the caller can check the bytes meanwhile. They are not
+// durable before Commit returns.
+func (d *Draft) Flush() {
+	if d.f == nil || d.err != nil || d.flush != nil {
+		return
+	}
+	f, flush := d.f, make(chan error, 1)
+	d.flush = flush
+	go func() { flush <- f.Sync() }()
+}
+
+// awaitFlush waits for the end of the fsync that Flush began, if there is one. Its failure is one of the disk, whatever becomes
+// of the draft.
+func (d *Draft) awaitFlush() error {
+	if d.flush == nil {
+		return nil
+	}
+	err := <-d.flush
+	d.flush = nil
+	if err != nil {
+		return d.s.fault(fmt.Sprintf("fsync %d bytes", d.size), err)
+	}
+	return nil
+}
+
+// sync makes all bytes durable: by the fsync that Flush began, or by one of its own.
+func (d *Draft) sync() error {
+	if d.flush != nil {
+		return d.awaitFlush()
+	}
+	if err := d.f.Sync(); err != nil {
+		return d.s.fault(fmt.Sprintf("fsync %d bytes", d.size), err)
+	}
+	return nil
 }
 
 // ReadAt reads what was written.
@@ -74,7 +151,7 @@ func (d *Draft) Size() int64 { return d.size }
 // Ref returns the digest and size of what was written so far.
 func (d *Draft) Ref() Ref { return Ref{Digest: Digest(d.hash.Sum(nil)), Size: d.size} }
 
-// Name returns the name of the temporary file, for software that wants one; [CheckZip] does.
+// Name returns the name of the temporary file, for software that wants one; [CheckZip] does. A draft in memory has none that is of use.
 func (d *Draft) Name() string { return filepath.Join(d.s.dir, filepath.FromSlash(d.name)) }
 
 // Commit makes the bytes durable under their digest and ends the draft, also if it fails. The bytes are on the disk
@@ -89,6 +166,9 @@ func (d *Draft) Commit() (Ref, error) {
 		return Ref{}, d.err
 	}
 	if err := d.s.Err(); err != nil {
+		return Ref{}, err
+	}
+	if err := d.spill(); err != nil {
 		return Ref{}, err
 	}
 	ref := d.Ref()
@@ -111,8 +191,8 @@ func (d *Draft) Commit() (Ref, error) {
 
 // settle makes the draft's bytes durable and gives them their name.
 func (d *Draft) settle(ref Ref) error {
-	if err := d.f.Sync(); err != nil {
-		return d.s.fault(fmt.Sprintf("fsync %d bytes", ref.Size), err)
+	if err := d.sync(); err != nil {
+		return err
 	}
 	got, err := digestAll(context.Background(), io.NewSectionReader(d.f, 0, ref.Size+1))
 	if err == nil && got != ref {
@@ -141,7 +221,8 @@ func (d *Draft) Discard() {
 	if d.f == nil {
 		return
 	}
-	_ = d.f.Close() // what mattered of it was fsynced
+	_ = d.awaitFlush() // the store knows of its failure, and whoever commits the next draft
+	_ = d.f.Close()    // what mattered of it was fsynced
 	d.f = nil
 	if d.name != "" {
 		_ = d.s.disk.Remove(d.name) // or the next Sweep does

@@ -42,6 +42,9 @@ func (d *Draft) Quarantine(reason string) error {
 	if err := d.s.Err(); err != nil {
 		return err
 	}
+	if err := d.spill(); err != nil {
+		return err
+	}
 	return d.s.quarantine.take(d, reason)
 }
 
@@ -85,8 +88,8 @@ func (q *shelf) take(d *Draft, reason string) error {
 		return err
 	}
 	name := quarantineDir + "/" + about.Digest
-	if err := d.f.Sync(); err != nil {
-		return q.s.fault(fmt.Sprintf("fsync %d bytes", ref.Size), err)
+	if err := d.sync(); err != nil {
+		return err
 	}
 	if err := q.s.disk.Rename(d.name, name); err != nil {
 		return q.s.fault("rename a draft", err)

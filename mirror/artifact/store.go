@@ -259,15 +259,34 @@ func (s *Store) Create(limit int64) (*Draft, error) {
 	if err := s.Err(); err != nil {
 		return nil, err
 	}
-	name := draftPrefix + strings.ToLower(rand.Text())
-	f, err := s.disk.Create(name)
-	if errors.Is(err, syscall.EROFS) {
-		return nil, s.fault("create a draft", err) // it was not when the store was opened: so the kernel treats a disk with errors
-	}
+	name, f, err := s.create()
 	if err != nil {
-		return nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, say: nothing is lost
+		return nil, err
 	}
 	return &Draft{s: s, name: name, f: f, hash: sha256.New(), limit: limit}, nil
+}
+
+// Hold is Create for bytes that are likely to be few, or not to become a blob: they stay in memory as long as they are no more than
+// [MaxInline] and neither committed nor put into quarantine. To make a file and to remove it again takes longer than all else
+// that is done with a go.mod before it is published.
+func (s *Store) Hold(limit int64) (*Draft, error) {
+	if err := s.Err(); err != nil {
+		return nil, err
+	}
+	return &Draft{s: s, f: &memory{}, hash: sha256.New(), limit: limit}, nil
+}
+
+// create makes the file of a draft.
+func (s *Store) create() (name string, f file, err error) {
+	name = draftPrefix + strings.ToLower(rand.Text())
+	f, err = s.disk.Create(name)
+	if errors.Is(err, syscall.EROFS) {
+		return "", nil, s.fault("create a draft", err) // it was not when the store was opened: so the kernel treats a disk with errors
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, say: nothing is lost
+	}
+	return name, f, nil
 }
 
 // blobName returns the address of d.

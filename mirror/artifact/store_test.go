@@ -35,14 +35,20 @@ func put(t *testing.T, s *Store, b []byte) Ref {
 	return ref
 }
 
-func tryPut(s *Store, b []byte) (Ref, error) {
-	d, err := s.Create(MaxZip)
+func tryPut(s *Store, b []byte) (Ref, error) { return tryPutBy(s.Create, b, false) }
+
+// tryPutBy is tryPut for a draft of Create or Hold, with or without a Flush.
+func tryPutBy(create func(int64) (*Draft, error), b []byte, flush bool) (Ref, error) {
+	d, err := create(MaxZip)
 	if err != nil {
 		return Ref{}, err
 	}
 	defer d.Discard()
 	if _, err := io.Copy(d, bytes.NewReader(b)); err != nil {
 		return Ref{}, err
+	}
+	if flush {
+		d.Flush()
 	}
 	return d.Commit()
 }
@@ -85,14 +91,18 @@ func TestStoreKeepsBytesOverRestart(t *testing.T) {
 func TestStoreSurvivesPowerLoss(t *testing.T) {
 	want := bytes.Repeat([]byte("some zip "), 1000)
 	var committed, lost int
-	for _, undo := range []bool{false, true} {
+	for _, how := range []struct{ undo, hold, flush bool }{{}, {undo: true}, {flush: true}, {undo: true, flush: true}, {undo: true, hold: true}} {
 		for budget, over := 1, false; !over; budget++ {
 			dir := t.TempDir()
 			s, d := openUnsafe(t, dir)
 			d.note(func() { d.budget = d.steps + budget })
-			ref, err := tryPut(s, want)
+			create := s.Create
+			if how.hold {
+				create = s.Hold
+			}
+			ref, err := tryPutBy(create, want, how.flush)
 			d.note(func() { over = !d.dead })
-			d.cut(t, undo)
+			d.cut(t, how.undo)
 			s.Close()
 
 			s = openTestStore(t, dir)
