@@ -58,6 +58,8 @@ type ZipSums struct {
 //  3. local headers, extra fields and data descriptors that agree with the directory, no links or devices, no file that only looks like a go.mod ("go.mod ")
 //  4. the h1 of all entries, each inflated no further than it declares, with its CRC, from all of its compressed bytes
 //
+// The rules of step 2 and the headers of step 3 are looked at side by side; if both say no, it is the rules that are quoted.
+//
 // A zip that does not pass matches [ErrRefused], and the first offender is quoted in the error. If f cannot be read, the
 // error matches [ErrUnavailable]; if ctx ends, it is that of ctx.
 //
@@ -92,22 +94,24 @@ func checkZip(ctx context.Context, r *source, size int64, path string, m module.
 	if err := ctx.Err(); err != nil {
 		return ZipSums{}, err
 	}
-	valid, err := checkModuleZip(m, path)
-	if err != nil {
-		return ZipSums{}, err
+	var rules struct { // what the other goroutine finds, for which this one waits below
+		names []string
+		err   error
 	}
-	z, err := zip.NewReader(r, size)
-	if err != nil {
-		return ZipSums{}, err
-	}
-	if err := dir.check(ctx, r, z.File); err != nil {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		rules.names, rules.err = recovered(func() ([]string, error) { return checkModuleZip(m, path) })
+	})
+	z, err := recovered(func() (*zip.Reader, error) { return openEntries(ctx, r, size, dir) })
+	wg.Wait()
+	if err := cmp.Or(rules.err, err); err != nil {
 		return ZipSums{}, err
 	}
 	raw, err := checkEntries(z.File)
 	if err != nil {
 		return ZipSums{}, err
 	}
-	if !slices.Equal(valid, fileNames(z.File)) {
+	if !slices.Equal(rules.names, fileNames(z.File)) {
 		return ZipSums{}, fmt.Errorf("the file %s has other entries: %w", path, ErrUnavailable)
 	}
 	h := hasher{files: z.File, goMod: m.Path + "@" + m.Version + "/go.mod", sums: make([][sha256.Size]byte, len(z.File))}
@@ -115,6 +119,15 @@ func checkZip(ctx context.Context, r *source, size int64, path string, m module.
 		return ZipSums{}, err
 	}
 	return ZipSums{H1: h.h1(), GoMod: h.mod, Files: len(z.File), Raw: raw}, nil
+}
+
+// openEntries opens the zip and holds its entries to what its directory says.
+func openEntries(ctx context.Context, r *source, size int64, dir directory) (*zip.Reader, error) {
+	z, err := zip.NewReader(r, size)
+	if err != nil {
+		return nil, err
+	}
+	return z, dir.check(ctx, r, z.File)
 }
 
 // checkModuleZip applies x/mod's rules to the file of this name, and returns the names of its files. It quotes the first
