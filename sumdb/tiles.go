@@ -358,10 +358,13 @@ func (s *TileStore) syncParents(keys []tileKey) error {
 		}
 	}
 	s.mu.Unlock()
-	for dir := range dirs {
-		if err := s.syncDir(dir); err != nil {
-			return err
-		}
+	var g errgroup.Group
+	g.SetLimit(tileWrites)
+	for dir := range dirs { // a journal takes all of them in one go
+		g.Go(func() error { return s.syncDir(dir) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

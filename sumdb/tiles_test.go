@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -223,6 +224,31 @@ func TestPutIsDurable(t *testing.T) {
 	if len(synced) != 0 {
 		t.Errorf("tile that is held: %v", synced)
 	}
+}
+
+// The directories of a batch are fsynced side by side, so that they share a commit of the file system's journal.
+func TestDirectoriesAreFsyncedTogether(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	var mu sync.Mutex
+	inside, both := 0, make(chan struct{})
+	s.sync = func(f *os.File) error {
+		if !isDir(f) {
+			return f.Sync()
+		}
+		mu.Lock()
+		if inside++; inside == 2 {
+			close(both)
+		}
+		mu.Unlock()
+		select {
+		case <-both:
+			return f.Sync()
+		case <-time.After(10 * time.Second):
+			t.Errorf("no other fsync joins that of %s", f.Name())
+			return f.Sync()
+		}
+	}
+	put(t, s, tileAtW(0, 2345, 9))
 }
 
 // After a failed fsync nothing is claimed to be durable any more; what was stored stays readable.
