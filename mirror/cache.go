@@ -1,14 +1,14 @@
 package mirror
 
 import (
+	"strings"
 	"sync"
 	"time"
 )
 
-// cache keeps what was used last, up to a number of entries and a number of bytes. The zero cost of an entry still
-// counts as one entry. It is safe for many goroutines.
+// cache keeps what was used last, up to a number of bytes: of values, keys and its own bookkeeping. What has expired makes
+// room as soon as the cache is used. It is safe for many goroutines.
 type cache[V any] struct {
-	maxCount int
 	maxBytes int64
 
 	mu    sync.Mutex // guards everything below and the links of the entries
@@ -26,19 +26,24 @@ type cached[V any] struct {
 	prev, next *cached[V]
 }
 
-func newCache[V any](maxCount int, maxBytes int64) *cache[V] {
-	return &cache[V]{maxCount: maxCount, maxBytes: maxBytes, byKey: make(map[string]*cached[V])}
+// entryCost is about what an entry takes besides its key and what its value points to: a cached, and its place in the map,
+// a part of which is empty.
+const entryCost = 160
+
+func newCache[V any](maxBytes int64) *cache[V] {
+	return &cache[V]{maxBytes: maxBytes, byKey: make(map[string]*cached[V])}
 }
 
 // get returns the value of key, if it is held and has not expired.
 func (c *cache[V]) get(key string) (v V, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.expire()
 	e := c.byKey[key]
 	if e == nil {
 		return v, false
 	}
-	if !e.until.IsZero() && !time.Now().Before(e.until) {
+	if e.expired() {
 		c.remove(e)
 		return v, false
 	}
@@ -49,18 +54,20 @@ func (c *cache[V]) get(key string) (v V, ok bool) {
 	return e.value, true
 }
 
-// put keeps v under key, for ever if ttl is zero. cost is its size in bytes. What is larger than the whole cache is
-// not kept.
+// put keeps v under key, for ever if ttl is zero. cost is what it points to, in bytes. What is larger than the whole cache
+// is not kept.
 func (c *cache[V]) put(key string, v V, cost int64, ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if old := c.byKey[key]; old != nil {
 		c.remove(old)
 	}
-	cost += int64(len(key))
-	if cost > c.maxBytes || c.maxCount < 1 {
+	c.expire()
+	cost += entryCost + int64(len(key))
+	if cost > c.maxBytes {
 		return
 	}
+	key = strings.Clone(key) // it may be a part of something large, such as the line of a request with a long query
 	e := &cached[V]{key: key, value: v, cost: cost}
 	if ttl > 0 {
 		e.until = time.Now().Add(ttl)
@@ -68,10 +75,19 @@ func (c *cache[V]) put(key string, v V, cost int64, ttl time.Duration) {
 	c.byKey[key] = e
 	c.bytes += cost
 	c.pushFront(e)
-	for len(c.byKey) > c.maxCount || c.bytes > c.maxBytes {
+	for c.bytes > c.maxBytes {
 		c.remove(c.last)
 	}
 }
+
+// expire removes what has expired among the entries that nobody has used for longest.
+func (c *cache[V]) expire() {
+	for c.last != nil && c.last.expired() {
+		c.remove(c.last)
+	}
+}
+
+func (e *cached[V]) expired() bool { return !e.until.IsZero() && !time.Now().Before(e.until) }
 
 // drop forgets key.
 func (c *cache[V]) drop(key string) {

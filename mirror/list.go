@@ -143,7 +143,7 @@ func (m *Mirror) query(ctx context.Context, mv module.Version, cachedOnly bool) 
 	if m.config.Upstream == nil {
 		return nil, 0, fmt.Errorf("%s@%s: %w", mv.Path, mv.Version, errOffline)
 	}
-	if err, ok := m.negative.get(key); ok {
+	if err := m.knownAbsent(key); err != nil {
 		return nil, 0, err
 	}
 	l, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.FetchBudget, m.small, func(ctx context.Context) (*answer, error) {
@@ -178,13 +178,4 @@ func parseResolved(body []byte, path string) ([]byte, error) {
 		return nil, fmt.Errorf("the upstream answers with version %s, which this path cannot have: %w", info.Version, artifact.ErrMalformed)
 	}
 	return info.JSON(), nil
-}
-
-// forget remembers for a while that something does not exist, if err says so, and returns err for the client.
-func (m *Mirror) forget(key string, err error) error {
-	if isAbsent(err) {
-		err = m.remember(err)
-		m.negative.put(key, err, overhead, m.config.NegativeTTL)
-	}
-	return err
 }

@@ -57,14 +57,14 @@ const (
 	aheadIdle    = 10 * time.Second // without a client who asks for a go.mod, what waits is forgotten
 	aheadMemory  = 4096             // brought in and not asked for, for the metrics
 	aheadUseless = 10 * time.Minute // what nobody has asked for after so long was of no use
-	aheadSeen    = 1 << 14
-	aheadParses  = 64      // go.mod files of clients that are parsed or wait for that; of more, nothing is looked ahead for
-	aheadMaxMod  = 1 << 20 // bytes of a go.mod that is looked at: the largest known have a tenth
+	aheadSeen    = 3 << 20          // bytes of names: what was looked ahead for lately, and what clients asked for
+	aheadParses  = 64               // go.mod files of clients that are parsed or wait for that; of more, nothing is looked ahead for
+	aheadMaxMod  = 1 << 20          // bytes of a go.mod that is looked at: the largest known have a tenth
 )
 
 func newLookAhead(m *Mirror) *lookAhead {
-	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), parses: make(chan struct{}, aheadParses), seen: newCache[bool](aheadSeen, 4<<20),
-		clients: newCache[bool](aheadSeen, 4<<20), unasked: make(map[string]bool)}
+	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), parses: make(chan struct{}, aheadParses), seen: newCache[bool](aheadSeen),
+		clients: newCache[bool](aheadSeen), unasked: make(map[string]bool)}
 }
 
 // admitted is told of a go.mod that a client asked for and that has just been let in. The client does not wait for more.

@@ -75,7 +75,7 @@ type metrics struct {
 	stages   [numStage]prometheus.Observer
 	failures *prometheus.CounterVec // reason
 	stale    *prometheus.CounterVec // class
-	hotBytes prometheus.GaugeFunc
+	caches   *cacheBytes
 	ahead    [numAhead]prometheus.Counter
 }
 
@@ -103,7 +103,7 @@ const (
 	failOther    = "other"
 )
 
-func newMetrics(reg prometheus.Registerer, hot func() float64) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, caches map[string]func() (int, int64)) (*metrics, error) {
 	const ns, sub = "modmirror", "mirror"
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "requests_total",
@@ -114,8 +114,7 @@ func newMetrics(reg prometheus.Registerer, hot func() float64) (*metrics, error)
 			Help: "Artifacts that were refused because a check failed. Any is worth a look at the log."}, []string{"reason"}),
 		stale: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "stale_answers_total",
 			Help: "Lists and @latest answered with an older state because the upstream did not answer."}, []string{"class"}),
-		hotBytes: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "hot_bytes",
-			Help: "Bytes of small artifacts that are kept in memory."}, hot),
+		caches: &cacheBytes{prometheus.NewDesc(ns+"_"+sub+"_cache_bytes", "Bytes that each cache takes in memory.", []string{"cache"}, nil), caches},
 	}
 	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "response_bytes_total",
 		Help: "Bytes of bodies sent."}, []string{"class"})
@@ -144,12 +143,27 @@ func newMetrics(reg prometheus.Registerer, hot func() float64) (*metrics, error)
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.failures, m.stale, m.hotBytes, bytes, seconds, stages, ahead} {
+	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.failures, m.stale, m.caches, bytes, seconds, stages, ahead} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// cacheBytes tells how much memory each cache takes.
+type cacheBytes struct {
+	desc *prometheus.Desc
+	of   map[string]func() (entries int, bytes int64)
+}
+
+func (c *cacheBytes) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
+
+func (c *cacheBytes) Collect(to chan<- prometheus.Metric) {
+	for name, size := range c.of {
+		_, bytes := size()
+		to <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(bytes), name)
+	}
 }
 
 // observe counts one answered request.

@@ -131,10 +131,12 @@ type Mirror struct {
 	page    *page
 
 	hot      *cache[*hotAnswer] // by escaped path; committed artifacts, so never out of date
-	negative *cache[error]      // by key of the flight
+	negative *cache[absence]    // by key of the flight
 	list     *topic
 	latest   *topic
 	queries  *cache[*answer] // by path@query
+
+	absentFor []string // Cache-Control of what does not exist
 
 	flights  *flights
 	ahead    *lookAhead    // nil: none
@@ -169,16 +171,17 @@ func New(c Config) (*Mirror, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Mirror{
-		config:   c,
-		log:      c.Log,
-		ids:      newIDs(),
-		hot:      newCache[*hotAnswer](1<<17, c.HotBytes),
-		negative: newCache[error](1<<14, 4<<20),
-		queries:  newCache[*answer](1<<14, c.ListBytes),
-		flights:  newFlights(c.MaxQueue, c.Log),
-		small:    make(chan struct{}, c.MaxFetches),
-		zips:     make(chan struct{}, c.MaxZipFetches),
-		checks:   make(chan struct{}, c.MaxChecks),
+		config:    c,
+		log:       c.Log,
+		ids:       newIDs(),
+		hot:       newCache[*hotAnswer](c.HotBytes),
+		negative:  newCache[absence](negativeBytes),
+		queries:   newCache[*answer](c.ListBytes),
+		flights:   newFlights(c.MaxQueue, c.Log),
+		small:     make(chan struct{}, c.MaxFetches),
+		zips:      make(chan struct{}, c.MaxZipFetches),
+		absentFor: absentCached(c.NegativeTTL),
+		checks:    make(chan struct{}, c.MaxChecks),
 	}
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
@@ -187,7 +190,7 @@ func New(c Config) (*Mirror, error) {
 	if c.Upstream != nil && !c.NoLookAhead {
 		m.ahead = newLookAhead(m)
 	}
-	m.metrics, err = newMetrics(c.Metrics, func() float64 { _, b := m.hot.size(); return float64(b) })
+	m.metrics, err = newMetrics(c.Metrics, m.caches())
 	if err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
@@ -195,6 +198,16 @@ func New(c Config) (*Mirror, error) {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	return m, nil
+}
+
+// caches returns the size of each cache, by its name in the metrics.
+func (m *Mirror) caches() map[string]func() (entries int, bytes int64) {
+	c := map[string]func() (int, int64){"hot": m.hot.size, "list": m.list.memory.size, "latest": m.latest.memory.size, "query": m.queries.size,
+		"absent": m.negative.size}
+	if m.ahead != nil {
+		c["asked"], c["ahead"] = m.ahead.clients.size, m.ahead.seen.size
+	}
+	return c
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, def T) {

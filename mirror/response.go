@@ -107,10 +107,10 @@ func newAnswer(body []byte, contentType, cacheFor []string, etag string) *answer
 	return a
 }
 
-// overhead is roughly what an answer takes besides its body and key.
-const overhead = 320
+// answerCost is about what an answer takes besides its body: itself, its length and its ETag.
+const answerCost = 256
 
-func (a *answer) cost() int64 { return int64(len(a.body)) + overhead }
+func (a *answer) cost() int64 { return int64(cap(a.body)) + answerCost }
 
 // ids names requests: a random prefix for the process and a number.
 type ids struct {

@@ -175,7 +175,7 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 		a := newAnswer(got.small, contentType, immutable, etag)
 		// Only under the two spellings that clients use, or one object could fill the memory.
 		if p := req.Path(); path == p || path == strings.ReplaceAll(p, "!", "%21") {
-			m.hot.put(path, &hotAnswer{*a, w.class}, a.cost()+int64(len(path)), 0)
+			m.hot.put(path, &hotAnswer{*a, w.class}, a.cost(), 0)
 		}
 		return sendAnswer(w, r, a)
 	}
@@ -250,7 +250,7 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 		return found{}, err
 	}
 	key := flightKey(k, mv)
-	if err, ok := m.negative.get(key); ok {
+	if err := m.knownAbsent(key); err != nil {
 		return found{}, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
 	man, small, joined, err := m.fetch(ctx, mv, k, key, id)

@@ -459,7 +459,7 @@ func TestRequestID(t *testing.T) {
 func TestStatusOf(t *testing.T) {
 	absent := fmt.Errorf("x: %w", fs.ErrNotExist)
 	for want, errs := range map[int][]error{
-		404: {absent, &rememberedError{err: absent}, errors.Join(absent, absent)},
+		404: {absent, &believedError{err: absent}, errors.Join(absent, absent)},
 		403: {artifact.ErrPolicy, artifact.ErrRefused, artifact.ErrConflict, errors.Join(absent, artifact.ErrRefused), errors.Join(artifact.ErrUnavailable, artifact.ErrRefused), &mismatch{}},
 		502: {artifact.ErrMalformed, errors.Join(absent, artifact.ErrMalformed)},
 		504: {context.DeadlineExceeded, &waitError{}, errors.Join(absent, context.DeadlineExceeded)},

@@ -101,7 +101,7 @@ func writeError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	h["Content-Type"] = typeText
 	h["X-Content-Type-Options"] = nosniff
 	h["Cache-Control"] = noStore
-	var absent *rememberedError
+	var absent *believedError
 	switch {
 	case errors.As(err, &absent) && status == http.StatusNotFound:
 		h["Cache-Control"] = absent.cacheFor

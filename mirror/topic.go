@@ -52,7 +52,7 @@ const upstreamOnly = -1
 const failedWait = 5 * time.Second // before an upstream that failed is asked again for the same thing
 
 func newTopic(m *Mirror, c class) *topic {
-	t := &topic{m: m, class: c, memory: newCache[*seen](1<<16, m.config.ListBytes)}
+	t := &topic{m: m, class: c, memory: newCache[*seen](m.config.ListBytes)}
 	for i := range t.turns {
 		t.turns[i] = make(chan struct{}, 1)
 	}
@@ -74,10 +74,6 @@ func (t *topic) get(ctx context.Context, path string, cachedOnly bool) (*answer,
 	if s != nil {
 		age := time.Since(s.at)
 		switch {
-		case s.absent != nil && age < t.m.config.NegativeTTL:
-			return nil, outcomeMiss, s.absent
-		case s.absent != nil:
-			s = nil
 		case age < t.m.config.ListTTL:
 			return s.answer, outcomeHit, nil
 		case cachedOnly:
@@ -88,6 +84,8 @@ func (t *topic) get(ctx context.Context, path string, cachedOnly bool) (*answer,
 			background(t.m.flights, t.key(path), t.budget(), t.m.small, func(ctx context.Context) (any, error) { return t.refresh(ctx, path) })
 			return s.answer, outcomeStale, nil
 		}
+	} else if err := t.m.knownAbsent(t.key(path)); err != nil {
+		return nil, outcomeMiss, err
 	}
 	if cachedOnly {
 		s, err := t.known(ctx, path)
@@ -171,7 +169,7 @@ func (t *topic) refresh(ctx context.Context, path string) (*seen, error) {
 	if keep {
 		t.keep(path, now)
 	} else {
-		t.memory.drop(path)
+		t.drop(path)
 	}
 	return now, nil
 }
@@ -179,6 +177,7 @@ func (t *topic) refresh(ctx context.Context, path string) (*seen, error) {
 // published brings memory up to date after something of path was published.
 func (t *topic) published(ctx context.Context, path string) {
 	defer t.turn(path)()
+	t.m.negative.drop(t.key(path))
 	s, ok := t.memory.get(path)
 	if !ok || s.counted == upstreamOnly {
 		return
@@ -208,7 +207,7 @@ func (t *topic) renew(ctx context.Context, path string) (*seen, error) {
 	}
 	t.m.log.Info("no newer answer from upstream", "module", path, "class", t.class.String(), "err", err)
 	old, _ := t.memory.get(path)
-	if old == nil || old.absent != nil {
+	if old == nil {
 		if old, _ = t.held(ctx, path); old == nil {
 			return nil, fmt.Errorf("%s %s: %w", path, t.class, err)
 		}
@@ -237,53 +236,40 @@ func (t *topic) orAbsent(ctx context.Context, path string, held func(context.Con
 		now.at = time.Now()
 		return &now, nil
 	case isAbsent(err):
-		return &seen{absent: t.m.remember(fmt.Errorf("%s %s: %w", path, t.class, why)), at: time.Now()}, nil
+		return &seen{absent: t.m.believed(fmt.Errorf("%s %s: %w", path, t.class, why)), at: time.Now()}, nil
 	}
 	return nil, err
 }
 
+// keep remembers what is known of path now, and nothing else. The caller has the turn for it.
 func (t *topic) keep(path string, s *seen) {
-	cost := int64(overhead)
-	if s.answer != nil {
-		cost += s.answer.cost() + int64(len(s.versions)*16)
-	}
-	ttl := time.Duration(0) // an answer may be needed at any age
 	if s.absent != nil {
-		ttl = t.m.config.NegativeTTL
+		t.memory.drop(path)
+		t.m.rememberAbsent(t.key(path), s.absent)
+		return
 	}
-	t.memory.put(path, s, cost, ttl)
+	t.m.negative.drop(t.key(path))
+	t.memory.put(path, s, s.cost(), 0) // an answer may be needed at any age
+}
+
+// drop forgets what is known of path. The caller has the turn for it.
+func (t *topic) drop(path string) {
+	t.memory.drop(path)
+	t.m.negative.drop(t.key(path))
+}
+
+// cost returns what s takes in memory.
+func (s *seen) cost() int64 {
+	const itself = 112
+	n := itself + s.answer.cost() + int64(cap(s.versions))*16
+	for _, v := range s.versions {
+		n += int64(len(v)+7) &^ 7
+	}
+	return n
 }
 
 // errOffline is for what is not held while there is no upstream by the operator's will.
 var errOffline = notExist("not held; this mirror runs offline")
-
-// rememberedError is "no such thing" that is believed for a while, by us and by caches in between.
-type rememberedError struct {
-	err      error
-	cacheFor []string // Cache-Control
-}
-
-func (e *rememberedError) Error() string { return e.err.Error() }
-func (e *rememberedError) Unwrap() error { return e.err }
-
-func (m *Mirror) remember(err error) error {
-	return &rememberedError{err, absentCached(m.config.NegativeTTL)}
-}
-
-// absentCached lets others believe for what is left of a minute, when we may have believed it for ttl, that something does
-// not exist, and for half a minute at most: whoever publishes a version sees it within a minute.
-func absentCached(ttl time.Duration) []string {
-	switch left := (maxNegative - ttl).Truncate(time.Second); {
-	case left >= 30*time.Second:
-		return brieflyCached
-	case left > 0:
-		return []string{fmt.Sprintf("public, max-age=%d", left/time.Second)}
-	}
-	return noStore
-}
-
-// maxNegative bounds how long "no such version" is believed, by us and by caches in between together.
-const maxNegative = time.Minute
 
 // orElse returns err, or other if there is none.
 func orElse(err, other error) error {

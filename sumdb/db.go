@@ -163,11 +163,16 @@ func Open(c Config) (*DB, error) {
 			db.sources = append(db.sources, newSource(len(db.sources), c.Direct, false))
 		}
 	}
-	if db.metrics, err = newMetrics(c.Metrics, db.name); err != nil {
+	if db.metrics, err = newMetrics(c.Metrics, db.name, db.cached); err != nil {
 		return nil, fmt.Errorf("checksum database %s: %w", db.name, err)
 	}
 	db.ctx, db.cancel = context.WithCancel(context.Background())
 	return db, nil
+}
+
+// cached returns how many bytes of memory the caches take.
+func (db *DB) cached() int64 {
+	return db.heads.size() + db.verified.size() + db.absent.size() + db.composed.size() + db.seen.size() + db.others.size() + db.ready.size() + db.Tiles.Cached()
 }
 
 // Name returns the database's name.

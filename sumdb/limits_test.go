@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -136,5 +137,26 @@ func TestTreeSizeIsBounded(t *testing.T) {
 		if good && (err != nil || h.N != n || !bytes.Equal(h.note, msg)) || !good && !errors.Is(err, artifact.ErrRefused) {
 			t.Errorf("tree of %d records: %v", n, err)
 		}
+	}
+}
+
+// A name takes memory wherever it is remembered: a client may send long ones.
+func TestNamesAreCounted(t *testing.T) {
+	l := newLab(t, 3, nil)
+	known, unknown := module.Version{Path: "example.com/" + strings.Repeat("k", 500), Version: "v1.0.0"}, module.Version{Path: "example.com/" + strings.Repeat("u", 500), Version: "v1.0.0"}
+	l.add(known)
+	if w := get(t, l, "/lookup/"+known.Path+"@v1.0.0"); w.Code != 200 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	if w := get(t, l, "/lookup/"+unknown.Path+"@v1.0.0"); w.Code != 404 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	for name, n := range map[string]int64{"verified": l.verified.size() - int64(len(known.Path)), "composed": l.composed.size() - int64(len(known.Path)), "absent": l.absent.size()} {
+		if n < 500+entryCost {
+			t.Errorf("%s: %d bytes are counted", name, n)
+		}
+	}
+	if all := l.cached(); all < l.verified.size()+l.composed.size()+l.absent.size()+l.tiles.Cached() || l.tiles.Cached() == 0 {
+		t.Errorf("%d bytes in all, %d of tiles", all, l.tiles.Cached())
 	}
 }

@@ -97,12 +97,12 @@ func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, 
 	}) {
 		switch {
 		case a.err == nil:
-			db.verified.put(m, a.val, recordCost(a.val))
+			db.verified.put(m, a.val, nameCost(m)+recordCost(a.val))
 			return a.val, nil
 		case errors.Is(a.err, fs.ErrNotExist) && noGood(err):
 			return r, err
 		case errors.Is(a.err, fs.ErrNotExist):
-			db.absent.put(m, time.Now(), 0)
+			db.absent.put(m, time.Now(), nameCost(m))
 			return r, a.err
 		case errors.Is(a.err, errFrozen):
 			return r, a.err
@@ -231,6 +231,9 @@ func (db *DB) renew(ctx context.Context, r artifact.Record) (artifact.Record, er
 	}
 	return db.prove(ctx, h, r, true)
 }
+
+// nameCost is what a key takes: a client may send long ones.
+func nameCost(m module.Version) int64 { return int64(len(m.Path) + len(m.Version)) }
 
 func recordCost(r artifact.Record) int64 {
 	return int64(len(r.Text) + len(r.Proof)*tlog.HashSize)

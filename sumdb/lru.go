@@ -65,6 +65,13 @@ func (c *cache[K, V]) update(k K, v V, cost int64, replace func(old V) bool) {
 	}
 }
 
+// size returns the total cost.
+func (c *cache[K, V]) size() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used
+}
+
 // drop removes e. The caller holds mu.
 func (c *cache[K, V]) drop(e *list.Element) {
 	x := c.order.Remove(e).(*entry[K, V])

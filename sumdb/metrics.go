@@ -29,11 +29,12 @@ type metrics struct {
 	advances   prometheus.Counter
 	rollbacks  prometheus.Counter
 	size       prometheus.Gauge
+	cached     prometheus.GaugeFunc
 
 	good map[string]prometheus.Counter // of served, by class, with the status 200: looked up once; never changed
 }
 
-func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, database string, cached func() int64) (*metrics, error) {
 	labels := prometheus.Labels{"database": database}
 	counter := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "modmirror", Subsystem: "sumdb", Name: name, Help: help, ConstLabels: labels}
@@ -57,6 +58,9 @@ func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "modmirror", Subsystem: "sumdb", Name: "head_records", Help: "Records in the newest tree head that this node saw committed.", ConstLabels: labels,
 		}),
+		cached: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "modmirror", Subsystem: "sumdb", Name: "cache_bytes", Help: "Bytes of memory that records, heads and tiles take.", ConstLabels: labels,
+		}, func() float64 { return float64(cached()) }),
 	}
 	m.good = make(map[string]prometheus.Counter)
 	for _, class := range []string{"supported", "latest", "lookup", "tile"} {
@@ -77,7 +81,7 @@ func newMetrics(reg prometheus.Registerer, database string) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.size}
+	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.size, m.cached}
 }
 
 func (m *metrics) unregister() {

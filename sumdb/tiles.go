@@ -150,6 +150,9 @@ func (s *TileStore) recover() error {
 	return nil
 }
 
+// Cached returns how many bytes of tiles are in memory.
+func (s *TileStore) Cached() int64 { return s.hot.size() }
+
 // Tile returns the bytes of t, which the caller must not change. An error matches [fs.ErrNotExist] if t, or a tile wide
 // enough to hold t, is not here, and [artifact.ErrDamaged] if what lies in its place is not what was stored: t may exist
 // then, and Put replaces it.

@@ -208,6 +208,16 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// What the README says of the memory for lists holds for every size.
+func TestListMemory(t *testing.T) {
+	for mib, want := range map[int]int64{1: 512 << 10, 8: 4 << 20, 64: 32 << 20, 1000: 32 << 20} {
+		l := limits{CacheMiB: mib}
+		if got := l.listBytes(); got != want || l.hotBytes() != int64(mib)<<20 {
+			t.Errorf("--cache-memory %d: %d bytes for lists, %d for artifacts", mib, got, l.hotBytes())
+		}
+	}
+}
+
 // A command that only looks at a data directory makes none.
 func TestAckForkFoundsNothing(t *testing.T) {
 	dir := t.TempDir()

@@ -35,6 +35,11 @@ func (l *limits) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&l.Lookup, "lookup-timeout", 2*time.Minute, "give up finding a record in the checksum database after this `long`")
 }
 
+func (l *limits) hotBytes() int64 { return int64(l.CacheMiB) << 20 }
+
+// listBytes is what lists, @latest and queries may take, each.
+func (l *limits) listBytes() int64 { return min(l.hotBytes()/2, 32<<20) }
+
 func (l *limits) validate() error {
 	for name, n := range map[string]int{
 		"max-connections": l.Connections, "max-connections-per-client": l.PerClient, "max-fetches": l.Fetches, "max-waiting": l.Waiting,

@@ -51,7 +51,11 @@ func NewestPseudoVersion(b []byte, path string) string {
 
 // FormatList returns the answer to /@v/list: the versions as they are, one a line. Of none it is empty, not nil.
 func FormatList(versions []string) []byte {
-	b := []byte{}
+	size := 0
+	for _, v := range versions {
+		size += len(v) + 1
+	}
+	b := make([]byte, 0, size) // it is kept
 	for _, v := range versions {
 		b = append(b, v...)
 		b = append(b, '\n')
