@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"go/version"
 	"os"
 	"sync"
@@ -24,8 +25,9 @@ import (
 // of these was.)
 //
 // Nothing of it is in a client's way: it has few places of its own, gives way while clients' fetches are many, and stops
-// when no client has asked for anything for a while. What it fetches passes the same gate; a client that asks for
-// something that is on its way joins that fetch. Errors are nobody's: who asks later finds out.
+// when no client has asked for anything for a while: what waits is forgotten, what is on its way is cancelled. What it
+// fetches passes the same gate; a client that asks for something that is on its way joins that fetch, which then is the
+// client's and goes on. Errors are nobody's: who asks later finds out.
 type lookAhead struct {
 	m *Mirror
 
@@ -33,12 +35,13 @@ type lookAhead struct {
 	closed  bool
 	pending []module.Version
 	active  int
-	asked   time.Time       // when a client last asked for a go.mod
-	clients *cache[bool]    // what clients asked for lately
-	seen    *cache[bool]    // what was looked ahead for lately
-	unasked map[string]bool // brought in ahead, and no client has asked yet
-	order   []brought       // of the same, the oldest first; those asked for stay in it until their turn
-	running sync.WaitGroup  // Add under mu
+	aloft   map[string]*aheadFlight // by key of the flight
+	asked   time.Time               // when a client last asked for a go.mod
+	clients *cache[bool]            // what clients asked for lately
+	seen    *cache[bool]            // what was looked ahead for lately
+	unasked map[string]bool         // brought in ahead, and no client has asked yet
+	order   []brought               // of the same, the oldest first; those asked for stay in it until their turn
+	running sync.WaitGroup          // Add under mu
 
 	parses  chan struct{} // one for each go.mod that is parsed or waits for that
 	parsing sync.Mutex    // held while one is: no more than one processor
@@ -54,7 +57,7 @@ type brought struct {
 const (
 	aheadPlaces  = 8                // look-aheads at a time
 	aheadPending = 2048             // waiting; more are forgotten, and fetched when a client asks
-	aheadIdle    = 10 * time.Second // without a client who asks for a go.mod, what waits is forgotten
+	aheadIdle    = 10 * time.Second // without a client who asks for a go.mod, all is given up
 	aheadMemory  = 4096             // brought in and not asked for, for the metrics
 	aheadUseless = 10 * time.Minute // what nobody has asked for after so long was of no use
 	aheadSeen    = 3 << 20          // bytes of names: what was looked ahead for lately, and what clients asked for
@@ -64,7 +67,7 @@ const (
 
 func newLookAhead(m *Mirror) *lookAhead {
 	return &lookAhead{m: m, places: make(chan struct{}, aheadPlaces), parses: make(chan struct{}, aheadParses), seen: newCache[bool](aheadSeen),
-		clients: newCache[bool](aheadSeen), unasked: make(map[string]bool)}
+		clients: newCache[bool](aheadSeen), unasked: make(map[string]bool), aloft: make(map[string]*aheadFlight)}
 }
 
 // admitted is told of a go.mod that a client asked for and that has just been let in. The client does not wait for more.
@@ -169,7 +172,7 @@ func (a *lookAhead) dispatch() {
 func (a *lookAhead) next() (module.Version, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Since(a.asked) > aheadIdle {
+	if time.Since(a.asked) >= aheadIdle {
 		a.m.metrics.ahead[aheadDropped].Add(float64(len(a.pending)))
 		a.pending = nil
 	}
@@ -199,7 +202,11 @@ func (a *lookAhead) bring(mv module.Version) {
 		a.m.metrics.ahead[aheadHeld].Inc()
 		return
 	}
-	got, err := a.m.bringIn(ctx, mv, artifact.Mod, flightKey(artifact.Mod, mv), "look-ahead", a.places)
+	got, err := a.fly(ctx, mv)
+	if errors.Is(err, errIdle) {
+		a.m.metrics.ahead[aheadDropped].Inc()
+		return
+	}
 	if err != nil {
 		a.m.metrics.ahead[aheadFailed].Inc()
 		return
@@ -253,13 +260,16 @@ func (a *lookAhead) wanted(mv module.Version) {
 	a.asked = time.Now()
 	key := mv.String()
 	a.clients.put(key, true, 0, aheadUseless)
+	if f := a.aloft[flightKey(artifact.Mod, mv)]; f != nil {
+		f.wanted = true
+	}
 	if a.unasked[key] {
 		delete(a.unasked, key)
 		a.m.metrics.ahead[aheadUseful].Inc()
 	}
 }
 
-// stop begins nothing more.
+// stop begins nothing more, and ends what nobody waits for.
 func (a *lookAhead) stop() {
 	if a == nil {
 		return
@@ -267,6 +277,9 @@ func (a *lookAhead) stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.closed, a.pending = true, nil
+	for key, f := range a.aloft {
+		a.giveUp(key, f, errClosing)
+	}
 }
 
 // wait returns when nothing runs any more, after stop.

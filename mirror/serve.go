@@ -280,11 +280,13 @@ type bringing struct {
 
 // fetch brings an artifact in for a client, or joins whoever does.
 func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (artifact.Manifest, []byte, bool, error) {
-	slots := m.small
+	slots, budget := m.small, m.config.FetchBudget
 	if k == artifact.Zip {
-		slots = m.zips
+		slots, budget = m.zips, m.config.ZipBudget
 	}
-	l, err := m.bringIn(ctx, mv, k, key, id, slots)
+	l, err := fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (bringing, error) {
+		return m.bringIn(ctx, mv, k, key, id)
+	})
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w", mv, k, err)
 	}
@@ -297,19 +299,13 @@ func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, 
 	return l.value.man, l.value.small, l.joined, err
 }
 
-// bringIn has one artifact pass the gate, in one of slots, or joins whoever does that.
-func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
-	budget := m.config.FetchBudget
-	if k == artifact.Zip {
-		budget = m.config.ZipBudget
+// bringIn has one artifact pass the gate, and remembers that there is none.
+func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (bringing, error) {
+	man, small, err := m.ingest(ctx, mv, k, id)
+	if err != nil {
+		return bringing{}, m.forget(key, err)
 	}
-	return fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (bringing, error) {
-		man, small, err := m.ingest(ctx, mv, k, id)
-		if err != nil {
-			return bringing{}, m.forget(key, err)
-		}
-		return bringing{man, small}, nil
-	})
+	return bringing{man, small}, nil
 }
 
 // manifest returns what is published for mv, which is nothing if the catalog does not know it.
