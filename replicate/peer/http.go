@@ -1,0 +1,190 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// The headers of the handshake over HTTP, on each request and answer.
+const (
+	helloHeader   = "Modmirror-Hello"   // base64url of the JSON of a Hello
+	toHeader      = "Modmirror-To"      // the node that is meant; none: whoever answers
+	refusedHeader = "Modmirror-Refused" // in an answer: the class; the body is the reason
+)
+
+type ctxKey uint8
+
+const (
+	helloKey ctxKey = iota
+	connKey
+)
+
+// From returns the node that sent r, in a handler of a Link.
+func From(r *http.Request) Hello {
+	h, _ := r.Context().Value(helloKey).(Hello)
+	return h
+}
+
+// Handle serves pattern (as in http.ServeMux) to the other nodes of the cluster, over h2 and http/1.1 alike. The handler
+// bounds the body that it reads.
+func (l *Link) Handle(pattern string, h http.Handler) { l.mux.Handle(pattern, h) }
+
+// handleOpen is Handle for what nodes may use that have no cluster yet.
+func (l *Link) handleOpen(pattern string, h http.Handler) {
+	l.mu.Lock()
+	l.open[pattern] = true
+	l.mu.Unlock()
+	l.mux.Handle(pattern, h)
+}
+
+func (l *Link) newServer() *http.Server {
+	return &http.Server{
+		Handler:           http.HandlerFunc(l.serve),
+		ReadHeaderTimeout: l.config.handshake,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    32 << 10,
+		HTTP2:             http2Config(),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey, c.(*tls.Conn).NetConn())
+		},
+		ErrorLog: slog.NewLogLogger(l.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func http2Config() *http.HTTP2Config {
+	return &http.HTTP2Config{
+		MaxConcurrentStreams: 512,
+		SendPingTimeout:      10 * time.Second, // a peer that is gone without a word is noticed after 20 s
+		PingTimeout:          10 * time.Second,
+		WriteByteTimeout:     stallTime,
+	}
+}
+
+// serve checks the handshake of a request, and gives it to its handler.
+func (l *Link) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(helloHeader, l.Self().header())
+	c, _ := r.Context().Value(connKey).(*conn)
+	if ref := l.greeted(r, c); ref != nil {
+		l.refused(r.RemoteAddr, ref)
+		writeRefusal(w, ref)
+		return
+	}
+	rc := http.NewResponseController(w)
+	r.Body = &movingBody{r.Body, rc}
+	defer rc.SetReadDeadline(time.Time{})
+	l.mux.ServeHTTP(&movingWriter{w, rc}, r)
+}
+
+// greeted admits a request, and notes who sent it.
+func (l *Link) greeted(r *http.Request, c *conn) *Refusal {
+	if c == nil {
+		return Refuse(Refused, "a request outside of a connection")
+	}
+	l.mu.Lock()
+	busy := c.busy
+	l.mu.Unlock()
+	if busy {
+		return refuseBusy()
+	}
+	h, err := l.parse(r.Header.Get(helloHeader))
+	if err != nil {
+		return Refuse(WrongProtocol, "%v: the two nodes run versions that are too different", err)
+	}
+	to := r.Header.Get(toHeader)
+	if to != "" && !isID(to) {
+		return Refuse(WrongProtocol, "malformed %s", toHeader)
+	}
+	if ref := l.admit(r.Context(), h, to, l.needs(r)); ref != nil {
+		return ref
+	}
+	l.mu.Lock()
+	c.node = h.Node
+	l.mu.Unlock()
+	*r = *r.WithContext(context.WithValue(r.Context(), helloKey, h))
+	return nil
+}
+
+func (l *Link) needs(r *http.Request) what {
+	_, pattern := l.mux.Handler(r)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case pattern == "GET /v1/hello":
+		return asProbe
+	case l.open[pattern]:
+		return asFresh
+	}
+	return asMember
+}
+
+func writeRefusal(w http.ResponseWriter, r *Refusal) {
+	code := http.StatusForbidden
+	switch r.Class {
+	case OtherNode:
+		code = http.StatusMisdirectedRequest
+	case Busy:
+		code = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Connection", "close")
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set(refusedHeader, string(r.Class))
+	w.WriteHeader(code)
+	io.WriteString(w, r.Text)
+}
+
+func (l *Link) serveHello(w http.ResponseWriter, r *http.Request) {} // the header says it all
+
+// parse is parseHeader, which remembers: the same few hellos come with each request.
+func (l *Link) parse(s string) (Hello, error) {
+	l.mu.Lock()
+	h, ok := l.parsed[s]
+	l.mu.Unlock()
+	if ok {
+		return h, nil
+	}
+	if s == "" {
+		return h, errors.New("there is no hello: this port is for the nodes of the cluster")
+	}
+	h, err := parseHeader(s)
+	if err != nil {
+		return h, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.parsed) >= maxParsed {
+		clear(l.parsed)
+	}
+	l.parsed[s] = h
+	return h, nil
+}
+
+// movingBody and movingWriter end a transfer that stands still. How long it takes as a whole is up to the handler.
+type movingBody struct {
+	io.ReadCloser
+	rc *http.ResponseController
+}
+
+func (b *movingBody) Read(p []byte) (int, error) {
+	b.rc.SetReadDeadline(time.Now().Add(stallTime))
+	return b.ReadCloser.Read(p)
+}
+
+type movingWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (w *movingWriter) Write(p []byte) (int, error) {
+	w.rc.SetWriteDeadline(time.Now().Add(stallTime))
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *movingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

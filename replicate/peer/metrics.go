@@ -1,0 +1,89 @@
+package peer
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the link's own numbers. Every method works on nil as well.
+type metrics struct {
+	registry prometheus.Registerer
+	refusals *prometheus.CounterVec
+	conns    prometheus.GaugeFunc
+}
+
+const metricPrefix = "modmirror_peer_"
+
+func newMetrics(l *Link) (*metrics, error) {
+	if l.config.Metrics == nil {
+		return nil, nil
+	}
+	m := &metrics{registry: l.config.Metrics}
+	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricPrefix + "refusals_total", Help: "Connections and requests between nodes that were refused, by who dialed and why."}, []string{"dialed", "class"})
+	m.conns = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: metricPrefix + "connections", Help: "Open connections to other nodes."}, func() float64 {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return float64(len(l.conns))
+	})
+	if err := m.registry.Register(m.refusals); err != nil {
+		return nil, err
+	}
+	if err := m.registry.Register(m.conns); err != nil {
+		m.registry.Unregister(m.refusals)
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *metrics) close() {
+	if m != nil {
+		m.registry.Unregister(m.refusals)
+		m.registry.Unregister(m.conns)
+	}
+}
+
+func (m *metrics) acceptRefused(c Class) {
+	if m != nil {
+		m.refusals.WithLabelValues("there", string(c)).Inc()
+	}
+}
+
+func (m *metrics) dialRefused(c Class) {
+	if m != nil && c != "" {
+		m.refusals.WithLabelValues("here", string(c)).Inc()
+	}
+}
+
+// refused counts a refusal of this node and logs it: the same from the same host once a minute.
+func (l *Link) refused(from string, r *Refusal) {
+	l.metrics.acceptRefused(r.Class)
+	host, _, err := net.SplitHostPort(from)
+	if err != nil {
+		host = from
+	}
+	if l.said.now(host+" "+string(r.Class), time.Now()) {
+		l.log.Warn("a node or program was refused", "from", from, "class", string(r.Class), "err", r.Text)
+	}
+}
+
+// sayOnce keeps the log from being filled by who comes again and again.
+type sayOnce struct {
+	mu   sync.Mutex
+	last map[string]time.Time // guarded by mu
+}
+
+func (s *sayOnce) now(what string, t time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last, ok := s.last[what]; ok && t.Sub(last) < time.Minute {
+		return false
+	}
+	if s.last == nil || len(s.last) >= 256 {
+		s.last = map[string]time.Time{}
+	}
+	s.last[what] = t
+	return true
+}

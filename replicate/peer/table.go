@@ -1,0 +1,187 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	mrand "math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// TableConfig says what a Table watches.
+type TableConfig struct {
+	Link     *Link
+	Members  func() []Member // of the cluster, with or without this node; called at each round
+	Interval time.Duration   // between two questions to one member; 0: 1.5 s
+}
+
+// Seen is what a Table knows of a member.
+type Seen struct {
+	Member
+	Status  json.RawMessage // its last answer to GET /v1/status; nil: none yet
+	At      time.Time       // of that answer
+	RTT     time.Duration   // how long it takes to ask it, smoothed
+	Healthy bool            // it answered lately
+	Err     error           // why it is not healthy
+}
+
+// Table asks each other member for its status, again and again. Call Run.
+type Table struct {
+	config TableConfig
+	slots  chan struct{}
+
+	mu   sync.Mutex
+	rows map[string]*row // guarded by mu
+}
+
+type row struct {
+	Seen
+	asking bool
+	misses int
+	due    time.Time
+}
+
+const (
+	tableEvery   = 1500 * time.Millisecond
+	tableTimeout = 2 * time.Second
+	tableAtOnce  = 16
+	maxStatus    = 64 << 10
+	maxMisses    = 2 // one lost answer is no illness
+)
+
+// NewTable returns a table that knows nothing yet.
+func NewTable(c TableConfig) *Table {
+	if c.Interval == 0 {
+		c.Interval = tableEvery
+	}
+	return &Table{config: c, slots: make(chan struct{}, tableAtOnce), rows: map[string]*row{}}
+}
+
+// Run asks until ctx ends.
+func (t *Table) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		for _, m := range t.due(time.Now()) {
+			select {
+			case t.slots <- struct{}{}:
+			default:
+				t.postpone(m) // all are waiting for members that hang; the next round comes soon
+				continue
+			}
+			wg.Go(func() {
+				defer func() { <-t.slots }()
+				t.ask(ctx, m)
+			})
+		}
+		if !pause(ctx, t.config.Interval/8) {
+			return ctx.Err()
+		}
+	}
+}
+
+// due takes the members' list over and returns whom to ask now.
+func (t *Table) due(now time.Time) (out []Member) {
+	members := t.config.Members()
+	self := t.config.Link.Self().Node
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.rows {
+		if !slices.ContainsFunc(members, func(m Member) bool { return m.ID == id }) {
+			delete(t.rows, id)
+		}
+	}
+	for _, m := range members {
+		if m.ID == self {
+			continue
+		}
+		r := t.rows[m.ID]
+		if r == nil {
+			r = &row{Seen: Seen{Err: errors.New("not asked yet")}}
+			t.rows[m.ID] = r
+		}
+		if r.Address != m.Address {
+			r.due = now // it moved
+		}
+		r.Member = m
+		if !r.asking && !now.Before(r.due) {
+			r.asking, r.due = true, now.Add(t.config.Interval*3/4+mrand.N(t.config.Interval/2))
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func (t *Table) postpone(m Member) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.rows[m.ID]; r != nil {
+		r.asking, r.due = false, time.Time{}
+	}
+}
+
+func (t *Table) ask(ctx context.Context, m Member) {
+	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
+	defer cancel()
+	begin := time.Now()
+	b, err := t.config.Link.Call(ctx, Request{Node: m.ID, Addr: m.Address, Path: "/v1/status"}, nil, maxStatus)
+	if err == nil && !json.Valid(b) {
+		err = errors.New("its status is not JSON")
+	}
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.rows[m.ID]
+	if r == nil {
+		return // it was removed in between
+	}
+	r.asking = false
+	if err != nil {
+		if r.misses++; r.misses >= maxMisses || !r.Healthy || ClassOf(err) != "" {
+			r.Healthy, r.Err = false, err
+		}
+		return
+	}
+	r.misses, r.Healthy, r.Err, r.Status, r.At = 0, true, nil, b, now
+	if rtt := now.Sub(begin); r.RTT == 0 {
+		r.RTT = rtt
+	} else {
+		r.RTT += (rtt - r.RTT) / 8
+	}
+}
+
+// All returns what is known of each other member, sorted by id.
+func (t *Table) All() []Seen {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]Seen, 0, len(t.rows))
+	for _, r := range t.rows {
+		out = append(out, r.Seen)
+	}
+	slices.SortFunc(out, func(a, b Seen) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Healthy returns the other members that answered lately, the nearest first.
+func (t *Table) Healthy() []Member {
+	all := slices.DeleteFunc(t.All(), func(s Seen) bool { return !s.Healthy })
+	slices.SortStableFunc(all, func(a, b Seen) int { return int(a.RTT - b.RTT) })
+	out := make([]Member, len(all))
+	for i, s := range all {
+		out[i] = s.Member
+	}
+	return out
+}
+
+// Missed notes that a member did not answer somebody who asked it for something else, so that it is not asked first
+// until it answers again. A refusal or an error of the request itself is none of this.
+func (t *Table) Missed(id string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.rows[id]; r != nil {
+		r.Healthy, r.Err, r.misses, r.due = false, err, maxMisses, time.Time{}
+	}
+}
