@@ -3,6 +3,7 @@ package peer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -38,6 +39,7 @@ func (l *Link) newTransports() (control, bulk *http.Transport) {
 	}
 	control = &http.Transport{
 		Protocols: &h2, DialTLSContext: dial(protoH2, 0), HTTP2: http2Config(),
+		MaxConnsPerHost: 2, // requests share one; without a bound each of many at once would begin a handshake
 		IdleConnTimeout: idleTime, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	}
 	bulk = &http.Transport{
@@ -86,8 +88,7 @@ func (l *Link) do(ctx context.Context, q Request) (*http.Response, error) {
 	}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
-		err = l.refusedDial(err, q.Addr)
-		return nil, err
+		return nil, l.diagnose(ctx, err, q.Addr)
 	}
 	if err := l.answered(resp, q); err != nil {
 		resp.Body.Close()
@@ -95,6 +96,29 @@ func (l *Link) do(ctx context.Context, q Request) (*http.Response, error) {
 		return nil, err
 	}
 	return resp, nil
+}
+
+// diagnose finds out why a request has failed. The reason that the other end gives after the dialer's part of a handshake
+// can be lost inside of net/http, so it is asked for once more, without that.
+func (l *Link) diagnose(ctx context.Context, err error, addr string) error {
+	op, isOp := errors.AsType[*net.OpError](err)
+	if r := l.refusedDial(err, addr); ClassOf(r) != "" || ctx.Err() != nil || l.ctx.Err() != nil || isOp && op.Op == "dial" {
+		return r
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	tc, derr := l.dialTLS(ctx, addr, protoHTTP, 0)
+	if derr == nil {
+		defer tc.NetConn().Close()
+		deadline, _ := ctx.Deadline()
+		tc.SetDeadline(deadline)
+		io.WriteString(tc, "GET /v1/hello HTTP/1.1\r\nHost: "+addr+"\r\n\r\n")
+		_, derr = tc.Read(make([]byte, 1))
+	}
+	if derr != nil && ClassOf(l.refusedDial(derr, addr)) != "" {
+		return l.refusedDial(derr, addr)
+	}
+	return err
 }
 
 // answered checks the handshake of an answer.
@@ -123,6 +147,7 @@ func (l *Link) answered(resp *http.Response, q Request) error {
 }
 
 func isOpenPath(p string) bool {
+	p, _, _ = strings.Cut(p, "?")
 	return p == "/v1/hello" || p == "/v1/join" || strings.HasPrefix(p, "/v1/form")
 }
 

@@ -11,7 +11,7 @@
 //
 // Certificates come from the cluster's token, 256 random bits in the form
 //
-//	modmirror-cluster-1.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8.8f8ab7b7
+//	modmirror-cluster-1.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8.cce781a3
 //
 // (the secret in base64url, then the first four bytes of the SHA-256 of what stands before the last dot, in hex).
 // HKDF-SHA256 (RFC 5869) without salt, with the info "modmirror cluster authority 1", makes of it the seed of the

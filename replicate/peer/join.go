@@ -7,6 +7,7 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -29,14 +30,22 @@ func (e *NotLeader) Error() string {
 	return "node " + short(e.Leader.ID) + " at " + e.Leader.Address + " leads the cluster"
 }
 
-// HandleJoin lets nodes without a cluster ask for membership: POST /v1/join.
+// HandleJoin lets nodes without a cluster ask for membership: POST /v1/join?cluster=C.
 func (l *Link) HandleJoin(j Joiner) {
 	l.handleOpen("POST /v1/join", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if l.Self().Cluster == "" {
 			http.Error(w, "this node has no cluster itself yet", http.StatusServiceUnavailable)
 			return
 		}
-		err := j.Join(r.Context(), From(r))
+		h, want := From(r), r.FormValue("cluster")
+		if want != l.Self().Cluster {
+			h.Cluster = want
+			ref := refuseForeign(h, l.Self())
+			l.refused(r.RemoteAddr, ref)
+			writeRefusal(w, ref)
+			return
+		}
+		err := j.Join(r.Context(), h)
 		switch e, ok := errors.AsType[*NotLeader](err); {
 		case ok:
 			w.Header().Set("Content-Type", "application/json")
@@ -90,20 +99,11 @@ func (l *Link) joinOnce(ctx context.Context, cluster string, m Member) error {
 func (l *Link) askToJoin(ctx context.Context, cluster string, m Member) (leader Member, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	resp, err := l.Do(ctx, Request{Node: m.ID, Addr: m.Address, Method: "POST", Path: "/v1/join"})
+	resp, err := l.Do(ctx, Request{Node: m.ID, Addr: m.Address, Method: "POST", Path: "/v1/join?cluster=" + url.QueryEscape(cluster)})
 	if err != nil {
 		return leader, err
 	}
 	defer resp.Body.Close()
-	h, err := l.parse(resp.Header.Get(helloHeader))
-	if err != nil {
-		return leader, err
-	}
-	if h.Cluster != "" && h.Cluster != cluster {
-		self := l.Self()
-		self.Cluster = cluster
-		return leader, refuseForeign(h, self)
-	}
 	if resp.StatusCode/100 == 2 {
 		return leader, nil
 	}

@@ -64,7 +64,7 @@ func (l *Link) refused(from string, r *Refusal) {
 	if err != nil {
 		host = from
 	}
-	if l.said.now(host+" "+string(r.Class), time.Now()) {
+	if l.said.now(host+" "+r.Text, time.Now()) {
 		l.log.Warn("a node or program was refused", "from", from, "class", string(r.Class), "err", r.Text)
 	}
 }
