@@ -64,7 +64,7 @@ func parseSeed(e string) (seed, error) {
 	} else if strings.HasPrefix(host, "[") {
 		return seed{}, errors.New("it has the form host:port, dns:name or srv:name")
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || !isHost(host) {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || !isHost(host) || kind == "host" && (host == "dns" || host == "srv") {
 		return seed{}, errors.New("it has the form host:port, dns:name or srv:name, with a port from 1 to 65535")
 	}
 	return seed{kind, host, port}, nil

@@ -26,11 +26,11 @@
 //
 // After TLS each end says who it is: a [Hello]. On a Raft stream that is a frame, four bytes with the length and JSON:
 //
-//	00 00 00 46 {"to":"NODE2","hello":{"cluster":"C","node":"NODE1","boot":"B1", ...}}
-//	00 00 00 3a {"hello":{"cluster":"C","node":"NODE2","boot":"B2", ...}}
-//	00 00 00 7c {"hello":{...},"refused":{"class":"removed","text":"node NODE1 was removed from cluster C: ..."}}
+//	00 00 00 41 {"to":"NODE2","hello":{"cluster":"C","node":"NODE1","boot":"B1"}}
+//	00 00 00 34 {"hello":{"cluster":"C","node":"NODE2","boot":"B2"}}
+//	.. .. .. .. {"hello":{...},"refused":{"class":"removed","text":"node NODE1 was removed from cluster C: ..."}}
 //
-// of which the second or the third is the answer. Over HTTP each request and each answer has headers:
+// of which the second or the third is the answer (without the fields of the hello that may be empty). Over HTTP each request and each answer has headers:
 //
 //	Modmirror-Hello: eyJjbHVzdGVyIjoiQyIsIm5vZGUiOiJOT0RFMSIsImJvb3QiOiJCMSJ9
 //	Modmirror-To: NODE2

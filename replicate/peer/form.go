@@ -211,20 +211,7 @@ func (n *former) askOne(ctx context.Context, addr string) (st formState, err err
 	if err != nil {
 		return st, err
 	}
-	if err := json.Unmarshal(b, &st); err != nil {
-		return st, err
-	}
-	if st.Proposal != nil {
-		if err := st.Proposal.check(); err != nil {
-			return st, err
-		}
-	}
-	if st.Leader != nil {
-		if err := st.Leader.check(); err != nil {
-			return st, err
-		}
-	}
-	return st, st.Hello.check()
+	return parseFormState(b)
 }
 
 // existing returns the cluster that others are in, if there is exactly one.

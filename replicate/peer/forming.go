@@ -2,6 +2,7 @@ package peer
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -30,6 +31,26 @@ type formState struct {
 	Proposal *Proposal `json:"proposal,omitempty"` // accepted
 	Formed   bool      `json:"formed,omitempty"`   // by all
 	Leader   *Member   `json:"leader,omitempty"`   // of the cluster that it is in
+}
+
+func parseFormState(b []byte) (st formState, err error) {
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, fmt.Errorf("malformed state: %w", err)
+	}
+	if st.Proposal != nil {
+		if err := st.Proposal.check(); err != nil {
+			return st, fmt.Errorf("malformed state: %w", err)
+		}
+	}
+	if st.Leader != nil {
+		if err := st.Leader.check(); err != nil {
+			return st, fmt.Errorf("malformed state: %w", err)
+		}
+	}
+	if st.Formed && st.Proposal == nil {
+		return st, errors.New("malformed state: formed, and nothing proposed")
+	}
+	return st, st.Hello.check()
 }
 
 const maxForm = 256 << 10

@@ -26,7 +26,7 @@ func TestToken(t *testing.T) {
 			t.Errorf("ParseToken(String()) = %v, %v", got, err)
 		}
 	}
-	if NewToken() == NewToken() {
+	if a, b := NewToken(), NewToken(); a == b {
 		t.Error("two new tokens are equal")
 	}
 	if s := fmt.Sprint(slog.AnyValue(fixed).Resolve()); strings.Contains(s, "AAECAw") {
