@@ -1,6 +1,9 @@
 package artifact
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // What can be wrong, by what the person at the other end should conclude from it. Every room wraps these, so that one
 // place (mirror's statusOf) can turn any error into an HTTP status. A thing that is known not to exist matches
@@ -20,6 +23,10 @@ var (
 	// ErrUnavailable means that the question could not be answered now, and may be answered later:
 	// a source is unreachable, there is no quorum, a disk is full, a checksum database is frozen by a fork.
 	ErrUnavailable = errors.New("unavailable")
+
+	// ErrNoQuorum is an ErrUnavailable: nothing can be committed now, as no majority of the cluster can be reached. What
+	// is committed can be read all the same.
+	ErrNoQuorum = fmt.Errorf("no majority of the voters can be reached: %w", ErrUnavailable)
 
 	// ErrPolicy means that this mirror is configured not to serve the module.
 	ErrPolicy = errors.New("refused by policy")

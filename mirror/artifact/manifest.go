@@ -100,6 +100,10 @@ func (m Manifest) Merge(n Manifest) (Manifest, error) {
 type Publication struct {
 	Manifest  Manifest
 	Info, Mod []byte
+
+	// Acks are of the other nodes that hold the blobs. They travel to the leader, which judges them, and no further: what
+	// is agreed on does not depend on them.
+	Acks []Ack
 }
 
 // Listing is what the upstream last said about a module path as a whole. It is an answer, not an artifact: nothing
