@@ -18,6 +18,8 @@ type result struct {
 	err      error             // nil, or why the command was refused
 	manifest artifact.Manifest // of a publication: what is committed now
 	forked   bool              // the evidence of a fork was kept, now or before
+	peers    bool              // the node table changed
+	index    uint64            // of the entry; 0: there is none
 }
 
 func refused(format string, args ...any) result {
@@ -46,6 +48,12 @@ func (s state) apply(c command) (result, error) {
 		return s.applyAckFork(c.Database)
 	case clusterCommand:
 		return s.applyCluster(c.ID)
+	case registerCommand:
+		return s.applyRegister(c.Peer)
+	case forgetCommand:
+		return s.applyForget(c.ID)
+	case holdCommand:
+		return s.applyHold(c)
 	}
 	panic(fmt.Sprintf("replicate: command of unknown type %T", c))
 }

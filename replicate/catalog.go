@@ -46,6 +46,7 @@ var (
 	keyManifests = []byte("manifests") // how many
 	keyConflicts = []byte("conflicts") // how many
 	keyCluster   = []byte("cluster")   // the cluster's id
+	// and the node table, see nodePrefix
 )
 
 const catalogFormat = 1
@@ -65,6 +66,7 @@ type catalog struct {
 	generation atomic.Uint64 // how often db was replaced
 	damage     damageLog
 	signed     signedNotes
+	diverged   atomic.Pointer[error] // why nothing of it may be served any more; see Compare
 
 	beforeCommit func() error // set by tests to make the disk fail; may be nil
 }

@@ -12,56 +12,105 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"modmirror/mirror/artifact"
 	"modmirror/replicate/replicatetest"
 )
 
-// network carries raft's own wire protocol over net.Pipe, so that its codec and its streams are tested too.
+// network carries raft's own wire protocol over net.Pipe, so that its codec and its streams are tested too, and forwarded
+// proposals.
 type network struct {
 	mu    sync.Mutex
-	hosts map[raft.ServerAddress]*host
+	hosts map[string]*host // guarded by mu; by address
 }
 
+// host is the Stream of the node at one address.
 type host struct {
 	net      *network
-	addr     raft.ServerAddress
+	id, addr string
 	incoming chan net.Conn
 	closed   chan struct{}
 	once     sync.Once
+
+	mu    sync.Mutex
+	node  *Node      // guarded by mu; nil as long as it is not open
+	cut   bool       // guarded by mu; nothing comes through
+	conns []net.Conn // guarded by mu
 }
 
-func newNetwork() *network { return &network{hosts: map[raft.ServerAddress]*host{}} }
+func newNetwork() *network { return &network{hosts: map[string]*host{}} }
 
-// transport returns the transport of the host with this address, in the place of an earlier one.
-func (n *network) transport(addr string) raft.Transport {
-	h := &host{net: n, addr: raft.ServerAddress(addr), incoming: make(chan net.Conn), closed: make(chan struct{})}
+// stream returns the stream of the node id at this address, in the place of an earlier one.
+func (n *network) stream(id, addr string) *host {
+	h := &host{net: n, id: id, addr: addr, incoming: make(chan net.Conn), closed: make(chan struct{})}
 	n.mu.Lock()
-	n.hosts[h.addr] = h
+	n.hosts[addr] = h
 	n.mu.Unlock()
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: h, MaxPool: 3, Timeout: 2 * time.Second, Logger: hclog.NewNullLogger()})
+	return h
 }
 
-func (h *host) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	h.net.mu.Lock()
-	peer := h.net.hosts[to]
-	h.net.mu.Unlock()
-	if peer == nil {
-		return nil, errors.New("no such host")
+func (n *network) at(addr string) *host {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hosts[addr]
+}
+
+func (h *host) isCut() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cut
+}
+
+// partition takes the host off the network, or puts it back.
+func (h *host) partition(cut bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cut = cut
+	for _, c := range h.conns {
+		c.Close()
+	}
+	h.conns = nil
+}
+
+func (h *host) keep(c net.Conn) net.Conn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns = append(h.conns, c)
+	return c
+}
+
+func (h *host) Dial(ctx context.Context, id, addr string) (net.Conn, error) {
+	peer := h.net.at(addr)
+	if peer == nil || peer.id != id || h.isCut() || peer.isCut() {
+		return nil, errors.New("no such host, or another one")
 	}
 	a, b := net.Pipe()
 	select {
-	case peer.incoming <- b:
-		return a, nil
+	case peer.incoming <- peer.keep(b):
+		return h.keep(a), nil
 	case <-peer.closed:
 		return nil, errors.New("connection refused")
 	case <-h.closed:
 		return nil, net.ErrClosed
-	case <-time.After(timeout):
-		return nil, os.ErrDeadlineExceeded
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
+}
+
+// forward takes a proposal to the leader.
+func (h *host) forward(ctx context.Context, leader Member, body []byte) ([]byte, error) {
+	peer := h.net.at(leader.Address)
+	if peer == nil || peer.id != leader.ID || h.isCut() || peer.isCut() {
+		return nil, errors.New("no such host, or another one")
+	}
+	peer.mu.Lock()
+	n := peer.node
+	peer.mu.Unlock()
+	if n == nil {
+		return nil, errors.New("connection refused")
+	}
+	return n.Accept(ctx, body)
 }
 
 func (h *host) Accept() (net.Conn, error) {
@@ -74,32 +123,33 @@ func (h *host) Accept() (net.Conn, error) {
 }
 
 func (h *host) Close() error   { h.once.Do(func() { close(h.closed) }); return nil }
-func (h *host) Addr() net.Addr { return pipeAddr(h.addr) }
-
-type pipeAddr raft.ServerAddress
-
-func (pipeAddr) Network() string  { return "pipe" }
-func (a pipeAddr) String() string { return string(a) }
+func (h *host) Addr() net.Addr { return address(h.addr) }
 
 // cluster is a few nodes on one network.
 type cluster struct {
-	t     *testing.T
-	net   *network
-	dirs  []string
-	nodes []*Node // nil: closed
-	db    *replicatetest.Database
+	t      *testing.T
+	net    *network
+	dirs   []string
+	nodes  []*Node // nil: closed
+	db     *replicatetest.Database
+	config func(i int, c *Config) // changes the configuration of node i; may be nil
 }
 
 // newCluster founds a cluster and adds voters until it has size of them.
 func newCluster(t *testing.T, size int) *cluster {
 	t.Helper()
 	c := &cluster{t: t, net: newNetwork()}
+	c.grow(size)
+	return c
+}
+
+func (c *cluster) grow(size int) {
+	c.t.Helper()
 	c.open(c.add())
-	c.db = trusting(t, c.nodes[0])
+	c.db = trusting(c.t, c.nodes[0])
 	for len(c.nodes) < size {
 		c.join(c.add(), true)
 	}
-	return c
 }
 
 func (c *cluster) add() int {
@@ -110,21 +160,85 @@ func (c *cluster) add() int {
 
 func (c *cluster) addr(i int) string { return fmt.Sprintf("host%d", i) }
 
+func (c *cluster) host(i int) *host { return c.net.at(c.addr(i)) }
+
 func (c *cluster) open(i int) *Node {
 	c.t.Helper()
-	c.nodes[i] = openNode(c.t, Config{
-		Dir: c.dirs[i], Transport: c.net.transport(c.addr(i)), Join: i > 0,
-		HeartbeatTimeout: 500 * time.Millisecond, CommitTimeout: 10 * time.Millisecond, TrailingLogs: 1,
-	})
-	return c.nodes[i]
+	id, err := Identify(c.dirs[i])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	h := c.net.stream(id.Node, c.addr(i))
+	conf := Config{
+		Dir: c.dirs[i], Stream: h, Forward: h.forward, Join: i > 0, Self: Peer{Name: fmt.Sprintf("node%d", i), Version: "test"},
+		HeartbeatTimeout: 500 * time.Millisecond, CommitTimeout: 10 * time.Millisecond, TrailingLogs: 1, reconcile: 20 * time.Millisecond,
+	}
+	if c.config != nil {
+		c.config(i, &conf)
+	}
+	n := openNode(c.t, conf)
+	h.mu.Lock()
+	h.node = n
+	h.mu.Unlock()
+	c.nodes[i] = n
+	return n
 }
 
 func (c *cluster) join(i int, voter bool) {
 	c.t.Helper()
 	n := c.open(i)
-	if err := c.leader().Join(c.t.Context(), Member{ID: n.ID(), Address: c.addr(i), Voter: voter}); err != nil {
-		c.t.Fatal(err)
+	c.lead("join", func(lead *Node) error { return lead.Join(c.t.Context(), Member{ID: n.ID(), Address: c.addr(i)}) })
+	if voter {
+		c.lead("promote", func(lead *Node) error { return lead.Promote(c.t.Context(), n.ID()) })
 	}
+	c.registered(i)
+}
+
+// lead has the leader do something, and again if the leadership moves or another change is under way.
+func (c *cluster) lead(what string, f func(lead *Node) error) {
+	c.t.Helper()
+	waitFor(c.t, what, func() bool {
+		err := f(c.leader())
+		if err != nil && !errors.Is(err, artifact.ErrUnavailable) {
+			c.t.Fatal(err)
+		}
+		return err == nil
+	})
+}
+
+// registered waits until all open nodes know of the present life of node i.
+func (c *cluster) registered(i int) {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		if n == nil {
+			continue
+		}
+		waitFor(c.t, fmt.Sprintf("node %d registered", i), func() bool { return knows(c.t, n, c.nodes[i].Self()) })
+	}
+}
+
+func knows(t *testing.T, n *Node, want Peer) bool {
+	t.Helper()
+	all, err := n.Peers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if p.ID == want.ID && p.Boot == want.Boot {
+			return true
+		}
+	}
+	return false
+}
+
+// acks returns what all open nodes would say of the blobs of p.
+func (c *cluster) acks(p artifact.Publication) (all []artifact.Ack) {
+	for _, n := range c.nodes {
+		if n != nil {
+			all = append(all, n.ownAcks(artifact.Publication{Manifest: p.Manifest})...)
+		}
+	}
+	return all
 }
 
 func (c *cluster) close(i int) {
@@ -171,24 +285,39 @@ func (c *cluster) same() {
 // publish publishes through the leader, and again if the leadership changes meanwhile.
 func (c *cluster) publish(path, version string) artifact.Manifest {
 	c.t.Helper()
+	return c.publishAt(-1, path, version)
+}
+
+// publishAt publishes through node i; -1: the leader.
+func (c *cluster) publishAt(i int, path, version string) (man artifact.Manifest) {
+	c.t.Helper()
 	m := c.db.AddModule(path, version, "module "+path+"\n")
-	var man artifact.Manifest
 	waitFor(c.t, "published "+path, func() bool {
-		lead := c.leader()
-		var base int64
-		if msg, err := lead.TreeHead(c.t.Context(), c.db.Name, 1<<62); err == nil {
-			base = treeOf(c.t, c.db, msg)
+		n := c.leader()
+		if i >= 0 {
+			n = c.nodes[i]
 		}
-		err := lead.CommitTreeHead(c.t.Context(), c.db.Name, c.db.Head(c.db.Size()), base, c.db.Prove(c.db.Size(), base))
+		p, err := c.advanced(n, m)
 		if err == nil {
-			man, err = lead.Publish(c.t.Context(), c.db.Publication(m, c.db.Size()))
+			p.Acks = c.acks(p)
+			man, err = n.Publish(c.t.Context(), p)
 		}
-		if err != nil && !errors.Is(err, artifact.ErrUnavailable) {
+		if err != nil && !errors.Is(err, artifact.ErrUnavailable) && !errors.Is(err, artifact.ErrStale) {
 			c.t.Fatal(err)
 		}
 		return err == nil
 	})
 	return man
+}
+
+// advanced commits the newest head through n and returns the publication of m.
+func (c *cluster) advanced(n *Node, m replicatetest.Module) (artifact.Publication, error) {
+	var base int64
+	if msg, err := n.TreeHead(c.t.Context(), c.db.Name, 1<<62); err == nil {
+		base = treeOf(c.t, c.db, msg)
+	}
+	err := n.CommitTreeHead(c.t.Context(), c.db.Name, c.db.Head(c.db.Size()), base, c.db.Prove(c.db.Size(), base))
+	return c.db.Publication(m, c.db.Size()), err
 }
 
 func TestCluster(t *testing.T) {
@@ -211,9 +340,13 @@ func TestCluster(t *testing.T) {
 		if n == first {
 			continue
 		}
-		if err := n.TrustDatabase(t.Context(), replicatetest.NewDatabase(t, "other.example.org").Key); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), first.ID()) {
-			t.Errorf("write at a follower: %v, want ErrUnavailable and who leads", err)
+		key := replicatetest.NewDatabase(t, "other.example.org").Key
+		forward := n.config.Forward
+		n.config.Forward = nil
+		if err := n.TrustDatabase(t.Context(), key); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), first.ID()) {
+			t.Errorf("write at a follower that cannot forward: %v, want ErrUnavailable and who leads", err)
 		}
+		n.config.Forward = forward
 	}
 
 	if err := first.TransferLeadership(t.Context()); err != nil {
@@ -251,6 +384,7 @@ func TestGrow(t *testing.T) {
 	c.close(0)
 	c.open(0)
 	waitFor(t, "own address", func() bool { return c.nodes[0].Members()[0].Address == c.addr(0) })
+	c.registered(0)
 	c.join(c.add(), true)
 	c.join(c.add(), false)
 	c.publish("example.com/b", "v1.0.0")

@@ -63,6 +63,14 @@ func (d *decoder) byte() byte {
 	return 0
 }
 
+func (d *decoder) flag() bool {
+	b := d.byte()
+	if b > 1 {
+		d.fail("malformed flag")
+	}
+	return b == 1
+}
+
 func (d *decoder) int() int64 {
 	if d.err != nil {
 		return 0
@@ -132,3 +140,5 @@ func (d *decoder) end() error {
 
 // bigEndian is the form of a number inside a key, so that keys sort as numbers do.
 func bigEndian(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
+
+func fromBigEndian(b []byte) int64 { return int64(binary.BigEndian.Uint64(b)) }

@@ -30,6 +30,9 @@ const (
 	kindFork
 	kindAckFork
 	kindCluster
+	kindRegister
+	kindForget
+	kindHold
 )
 
 // Sizes that bound an entry. raft advises at most 512 KiB (SuggestedMaxDataSize) and sends up to 64 in one RPC.
@@ -57,15 +60,25 @@ type (
 	forkCommand    struct{ artifact.Fork }
 	ackForkCommand struct{ Database string }
 	clusterCommand struct{ ID string }
+
+	registerCommand struct{ Peer }      // a node has started
+	forgetCommand   struct{ ID string } // a node is to be removed
+	holdCommand     struct {            // a node is not to be promoted, or may be again
+		ID   string
+		Held bool
+	}
 )
 
-func (publishCommand) kind() byte { return kindPublish }
-func (listingCommand) kind() byte { return kindListing }
-func (trustCommand) kind() byte   { return kindTrust }
-func (headCommand) kind() byte    { return kindHead }
-func (forkCommand) kind() byte    { return kindFork }
-func (ackForkCommand) kind() byte { return kindAckFork }
-func (clusterCommand) kind() byte { return kindCluster }
+func (publishCommand) kind() byte  { return kindPublish }
+func (listingCommand) kind() byte  { return kindListing }
+func (trustCommand) kind() byte    { return kindTrust }
+func (headCommand) kind() byte     { return kindHead }
+func (forkCommand) kind() byte     { return kindFork }
+func (ackForkCommand) kind() byte  { return kindAckFork }
+func (clusterCommand) kind() byte  { return kindCluster }
+func (registerCommand) kind() byte { return kindRegister }
+func (forgetCommand) kind() byte   { return kindForget }
+func (holdCommand) kind() byte     { return kindHold }
 
 func (c publishCommand) encode(b []byte) ([]byte, error) {
 	m, err := c.Manifest.AppendBinary(nil)
@@ -96,6 +109,19 @@ func (c forkCommand) encode(b []byte) ([]byte, error) { return appendFork(b, c.F
 func (c ackForkCommand) encode(b []byte) ([]byte, error) { return appendString(b, c.Database), nil }
 
 func (c clusterCommand) encode(b []byte) ([]byte, error) { return appendString(b, c.ID), nil }
+
+func (c registerCommand) encode(b []byte) ([]byte, error) {
+	if c.Held || c.Starts > 1<<62 {
+		return nil, errors.New("a node registers what it is, not what it was made")
+	}
+	return appendPeer(appendString(b, c.ID), c.Peer), nil
+}
+
+func (c forgetCommand) encode(b []byte) ([]byte, error) { return appendString(b, c.ID), nil }
+
+func (c holdCommand) encode(b []byte) ([]byte, error) {
+	return append(appendString(b, c.ID), map[bool]byte{true: 1}[c.Held]), nil
+}
 
 // appendListing appends the canonical encoding of l, which is also what the catalog stores.
 func appendListing(b []byte, l artifact.Listing) ([]byte, error) {
@@ -214,6 +240,13 @@ func parseCommand(kind byte, body []byte) (c command, err error) {
 		c = ackForkCommand{Database: d.string()}
 	case kindCluster:
 		c = clusterCommand{ID: d.string()}
+	case kindRegister:
+		id := d.string()
+		c = registerCommand{decodePeer(&d, id)}
+	case kindForget:
+		c = forgetCommand{ID: d.string()}
+	case kindHold:
+		c = holdCommand{ID: d.string(), Held: d.flag()}
 	default:
 		return nil, fmt.Errorf("kind %d is not known to this version of modmirror", kind)
 	}

@@ -29,6 +29,9 @@ func someCommands(tb testing.TB) []command {
 		forkCommand{artifact.Fork{Database: db.Name, A: fork.Head(2), B: db.Head(3), Derived: db.Tree(2).Hash, Proof: db.Prove(3, 2)}},
 		ackForkCommand{db.Name},
 		clusterCommand{"the cluster"},
+		registerCommand{Peer{ID: "ID1", Name: "one", Address: "host:1", Zone: "z", Role: RoleVoter, Version: "v1", Boot: "B", Starts: 300}},
+		forgetCommand{"ID1"},
+		holdCommand{"ID1", true},
 	}
 }
 

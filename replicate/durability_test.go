@@ -140,7 +140,7 @@ func TestMismatchedFiles(t *testing.T) {
 // A crash while the node is created leaves temporary files at most; what is whole is kept.
 func TestCreationInterrupted(t *testing.T) {
 	dir := t.TempDir()
-	id, err := loadIdentity(dir, false)
+	id, err := loadIdentity(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestCreationInterrupted(t *testing.T) {
 		if len(undo) == 1 { // the log cannot have led to anything yet
 			n := &Node{}
 			n.config.setDefaults()
-			_, n.config.Transport = raft.NewInmemTransport("")
+			_, n.config.transport = raft.NewInmemTransport("")
 			n.config.Dir, n.id, n.catalog = dir, id, newCatalog(filepath.Join(dir, "catalog.db"))
 			if err := errors.Join(os.Remove(logPath(dir)), n.createLog()); err != nil {
 				t.Fatal(err)

@@ -252,7 +252,7 @@ func newLogIn(dir, _ string) error {
 	other := filepath.Join(dir, "other")
 	n := &Node{config: Config{Dir: other}, catalog: newCatalog(filepath.Join(other, "catalog.db")), id: identity{Node: "x", Cluster: "y", State: stateNew}}
 	n.config.setDefaults()
-	_, n.config.Transport = raft.NewInmemTransport("")
+	_, n.config.transport = raft.NewInmemTransport("")
 	return errors.Join(makeDir(filepath.Join(other, "raft")), n.createLog(), os.Rename(logPath(other), logPath(dir)), os.RemoveAll(other))
 }
 

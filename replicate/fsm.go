@@ -20,10 +20,11 @@ type fsm struct {
 	latch     *latch
 	log       *slog.Logger
 	metrics   *metrics
-	limit     time.Duration   // a commit that takes longer is a disk fault
-	ended     <-chan struct{} // closed when raft has been told to end; nil: never
-	forked    func()          // called after an entry that may have brought the evidence of a fork; may be nil
-	gaveUp    error           // why entries were left out; of raft's goroutine
+	limit     time.Duration    // a commit that takes longer is a disk fault
+	ended     <-chan struct{}  // closed when raft has been told to end; nil: never
+	changed   func(peers bool) // called after entries, and whether the node table may have changed; may be nil
+	forked    func()           // called after an entry that may have brought the evidence of a fork; may be nil
+	gaveUp    error            // why entries were left out; of raft's goroutine
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -55,8 +56,12 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		}
 		return out
 	}
+	peers := false
 	for _, results := range out {
-		f.report(results)
+		peers = f.report(results) || peers
+	}
+	if f.changed != nil {
+		f.changed(peers)
 	}
 	return out
 }
@@ -105,11 +110,12 @@ func applyLogs(s state, logs []*raft.Log, out []any) error {
 	return s.setApplied(index, term)
 }
 
-// report says on every node what an operator must know.
-func (f *fsm) report(response any) {
+// report says on every node what an operator must know, and reports whether the node table changed.
+func (f *fsm) report(response any) (peers bool) {
 	results, _ := response.([]result)
 	for _, r := range results {
 		f.metrics.applied(r.err)
+		peers = peers || r.peers
 		if r.forked && f.forked != nil {
 			f.forked()
 		}
@@ -120,6 +126,7 @@ func (f *fsm) report(response any) {
 			f.log.Error("a proposal did not pass the checks of every node", "err", r.err)
 		}
 	}
+	return peers
 }
 
 // Snapshot returns at once: the catalog itself is the snapshot, there is nothing to copy.
@@ -166,6 +173,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)
 	if f.forked != nil {
 		f.forked()
+	}
+	if f.changed != nil {
+		f.changed(true)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ type identity struct {
 	Node    string `json:"node"`              // this node, for ever
 	Cluster string `json:"cluster,omitempty"` // the cluster that this node founded, or is known to have joined
 	State   string `json:"state,omitempty"`   // stateNew until log and catalog are there for good; from then on they must be
+	Starts  uint64 `json:"starts,omitempty"`  // how often the directory was opened; 0: by versions that did not count
 }
 
 const (
@@ -51,8 +53,29 @@ func advised(err error) error {
 	return fmt.Errorf("%w; %s", err, restore)
 }
 
+// Identity is who the node in a data directory is.
+type Identity struct {
+	Node    string
+	Cluster string // "" as long as it is not known
+	Fresh   bool   // it has no log yet: it may found a cluster, or join one
+}
+
+// Identify says who the node in dir is before it is opened, for whoever forms a cluster of several. An empty directory, or
+// none, becomes the one of a new node.
+func Identify(dir string) (Identity, error) {
+	if err := makeDir(dir); err != nil {
+		return Identity{}, err
+	}
+	id, err := loadIdentity(dir)
+	if err != nil {
+		return Identity{}, err
+	}
+	hadLog, err := exists(logPath(dir))
+	return Identity{id.Node, id.Cluster, id.State == stateNew && !hadLog}, err
+}
+
 // loadIdentity reads node.json, and creates it first for a node that has nothing yet.
-func loadIdentity(dir string, join bool) (id identity, err error) {
+func loadIdentity(dir string) (id identity, err error) {
 	path := filepath.Join(dir, "node.json")
 	if have, err := exists(path); err != nil {
 		return id, err
@@ -65,17 +88,40 @@ func loadIdentity(dir string, join bool) (id identity, err error) {
 			}
 		}
 	}
-	err = createFile(path, func(tmp string) error {
-		id := identity{Node: rand.Text(), State: stateNew}
-		if !join {
-			id.Cluster = rand.Text()
-		}
-		return id.write(tmp)
-	})
+	err = createFile(path, identity{Node: rand.Text(), State: stateNew}.write)
 	if err != nil {
 		return id, err
 	}
 	return readIdentity(path)
+}
+
+// choose decides of which cluster a new node is, durably, before its log is made: one that it founds, alone or with
+// others, or one that it is to join and does not know yet. What an earlier start had decided counts only with a log.
+func (n *Node) choose() error {
+	want := ""
+	switch c := &n.config; {
+	case c.Found != nil:
+		want = c.Found.Cluster
+	case !c.Join:
+		want = cmp.Or(n.id.Cluster, rand.Text())
+	}
+	if want == n.id.Cluster {
+		return nil
+	}
+	n.id.Cluster = want
+	return replaceFile(n.identityPath(), n.id.write)
+}
+
+func (n *Node) identityPath() string { return filepath.Join(n.config.Dir, "node.json") }
+
+// raise counts this start, durably. From then on an image of the directory that was taken before is known as an old one.
+func (n *Node) raise(id identity) error {
+	id.Starts++
+	if err := replaceFile(n.identityPath(), id.write); err != nil {
+		return err
+	}
+	n.starts.Store(id.Starts)
+	return nil
 }
 
 func (id identity) write(path string) error {

@@ -56,6 +56,11 @@ func (n *Node) watch() {
 			stopLeading()
 			<-n.stopping
 			return
+		case <-n.refused:
+			n.endRaft()
+			stopLeading()
+			<-n.stopping
+			return
 		case <-n.stopping:
 			n.endRaft()
 			stopLeading()
@@ -79,7 +84,7 @@ func (n *Node) endRaft() {
 }
 
 // lead does what a new leader has to do first: apply all that was committed before, and give a new cluster its id and
-// this node its present address.
+// this node its present address. Then it looks after the members.
 func (n *Node) lead(ctx context.Context) {
 	for {
 		err := n.takeOffice(ctx)
@@ -89,6 +94,7 @@ func (n *Node) lead(ctx context.Context) {
 			default:
 				close(n.ready)
 			}
+			n.lookAfter(ctx)
 			return
 		}
 		if ctx.Err() != nil || n.raft.State() != raft.Leader {
@@ -113,11 +119,16 @@ func (n *Node) takeOffice(ctx context.Context) error {
 		return err
 	}
 	if cluster == "" && n.id.Cluster != "" {
-		if _, err := n.propose(ctx, clusterCommand{n.id.Cluster}); err != nil {
+		c := clusterCommand{n.id.Cluster}
+		cmd, err := appendCommand(nil, c)
+		if err != nil {
+			return err
+		}
+		if _, err := n.proposeHere(ctx, c, cmd, nil); err != nil {
 			return err
 		}
 	}
-	addr := n.config.Transport.LocalAddr()
+	addr := n.config.transport.LocalAddr()
 	conf := n.raft.GetConfiguration()
 	for _, s := range conf.Configuration().Servers {
 		if s.ID == raft.ServerID(n.id.Node) && s.Suffrage == raft.Voter && s.Address != addr {

@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"fmt"
+	"io/fs"
 
 	"github.com/hashicorp/raft"
 
@@ -25,27 +26,132 @@ func (n *Node) Members() []Member {
 	return out
 }
 
-// Join adds m to the cluster, or changes what is known of it. It returns when the change is committed. Only the leader
-// can do it. A voter counts in the quorum at once, also while it has nothing yet: add it as nonvoter first, and again as
-// voter when it is caught up.
+// The methods that change the members return when the change is committed. Only the leader can make one; the error matches
+// [artifact.ErrUnavailable] elsewhere, and while another change is under way.
+
+// Join adds m to the cluster as a nonvoter: it receives everything and decides nothing. What is a member keeps its vote,
+// and gets its address changed. An error matches [ErrRemoved] if m was removed before.
 func (n *Node) Join(ctx context.Context, m Member) error {
-	return n.change(ctx, "add member "+m.ID, func(prev uint64) raft.Future {
-		id, addr := raft.ServerID(m.ID), raft.ServerAddress(m.Address)
-		if m.Voter {
-			return n.raft.AddVoter(id, addr, prev, 0)
-		}
-		for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-			if s.ID == id && s.Suffrage == raft.Voter { // AddNonvoter would only change its address
-				return n.raft.DemoteVoter(id, prev, 0)
-			}
-		}
-		return n.raft.AddNonvoter(id, addr, prev, 0)
+	what := "add member " + m.ID
+	if gone, err := n.isGone(m.ID); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	} else if gone {
+		return fmt.Errorf("%s: %w", what, ErrRemoved)
+	}
+	return n.change(ctx, what, n.raft.GetConfiguration().Index(), func(prev uint64) raft.Future {
+		return n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), prev, 0)
 	})
 }
 
-// Remove removes a member. Only the leader can do it.
+// Promote makes a nonvoter that holds every blob a voter. An error may be an [IncompleteError] or a [QuorumError].
+func (n *Node) Promote(ctx context.Context, id string) error {
+	what := "promote node " + id
+	at := n.raft.GetConfiguration().Index()
+	p, all, err := n.member(ctx, id)
+	if err != nil || p.Voter {
+		return wrap(what, err)
+	}
+	if err := n.quorumWith(all, id, true).check(what); err != nil {
+		return err
+	}
+	if err := n.awaitComplete(ctx, what, []string{id}); err != nil {
+		return err
+	}
+	if _, err := n.propose(ctx, holdCommand{id, false}); err != nil {
+		return wrap(what, err)
+	}
+	return wrap(what, n.suffrage(ctx, id, true, at))
+}
+
+// Demote makes a voter a nonvoter, which it stays until it is promoted. An error may be an [IncompleteError] about a voter
+// that remains, or a [QuorumError].
+func (n *Node) Demote(ctx context.Context, id string) error {
+	what := "demote node " + id
+	at := n.raft.GetConfiguration().Index()
+	p, all, err := n.member(ctx, id)
+	if err != nil {
+		return wrap(what, err)
+	}
+	if p.Voter {
+		if err := n.canLeave(ctx, what, id, all); err != nil {
+			return err
+		}
+	}
+	if _, err := n.propose(ctx, holdCommand{id, true}); err != nil || !p.Voter {
+		return wrap(what, err)
+	}
+	return wrap(what, n.suffrage(ctx, id, false, at))
+}
+
+// Remove removes a node for good: its name is free, its id never comes back. An error may be an [IncompleteError] about a
+// voter that remains, or a [QuorumError]; it matches [fs.ErrNotExist] if there is no such node.
+//
+// The removal is noted in the catalog first. If this node dies then, the next leader goes on with it.
 func (n *Node) Remove(ctx context.Context, id string) error {
-	return n.change(ctx, "remove member "+id, func(prev uint64) raft.Future {
+	what := "remove node " + id
+	at := n.raft.GetConfiguration().Index()
+	p, all, err := n.member(ctx, id)
+	if err != nil {
+		return wrap(what, err)
+	}
+	if p.Voter {
+		if err := n.canLeave(ctx, what, id, all); err != nil {
+			return err
+		}
+	}
+	if _, err := n.propose(ctx, forgetCommand{id}); err != nil || !p.Member {
+		return wrap(what, err)
+	}
+	return wrap(what, n.drop(ctx, id, at))
+}
+
+// member returns a node that is known, and all of them. Only the leader is answered.
+func (n *Node) member(ctx context.Context, id string) (Peer, []Peer, error) {
+	if err := n.writable(); err != nil {
+		return Peer{}, nil, err
+	}
+	all, err := n.Peers(ctx)
+	if err != nil {
+		return Peer{}, nil, err
+	}
+	for _, p := range all {
+		if p.ID == id {
+			return p, all, nil
+		}
+	}
+	return Peer{}, nil, fmt.Errorf("there is no such node: %w", fs.ErrNotExist)
+}
+
+// canLeave reports whether the voter id may go: enough of the others must answer, and hold every blob.
+func (n *Node) canLeave(ctx context.Context, what, id string, all []Peer) error {
+	if err := n.quorumWith(all, id, false).check(what); err != nil {
+		return err
+	}
+	if id == n.id.Node {
+		return fmt.Errorf("%s: it leads; transfer the leadership first: %w", what, artifact.ErrUnavailable)
+	}
+	var rest []string
+	for _, p := range all {
+		if p.Voter && p.ID != id {
+			rest = append(rest, p.ID)
+		}
+	}
+	return n.awaitComplete(ctx, what, rest)
+}
+
+// suffrage gives a member a vote, or takes it, if the configuration is still the one of index at.
+func (n *Node) suffrage(ctx context.Context, id string, voter bool, at uint64) error {
+	return n.change(ctx, "change the vote of "+id, at, func(prev uint64) raft.Future {
+		if voter {
+			return n.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(n.addressOf(id)), prev, 0)
+		}
+		return n.raft.DemoteVoter(raft.ServerID(id), prev, 0)
+	})
+}
+
+// drop takes a member out of the configuration, if that is still the one of index at.
+func (n *Node) drop(ctx context.Context, id string, at uint64) error {
+	return n.change(ctx, "take out node "+id, at, func(prev uint64) raft.Future {
 		return n.raft.RemoveServer(raft.ServerID(id), prev, 0)
 	})
 }
@@ -61,14 +167,20 @@ func (n *Node) TransferLeadership(ctx context.Context) error {
 	return nil
 }
 
-// change makes a change of the configuration that holds only if no other came in between.
-func (n *Node) change(ctx context.Context, what string, f func(prev uint64) raft.Future) error {
+// change makes a change of the configuration that holds only if no other came after the one of index prev.
+func (n *Node) change(ctx context.Context, what string, prev uint64, f func(prev uint64) raft.Future) error {
 	if err := n.writable(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	prev := n.raft.GetConfiguration().Index()
 	if err := n.wait(ctx, f(prev)); err != nil {
 		return fmt.Errorf("%s: %w: %w", what, err, artifact.ErrUnavailable)
 	}
 	return nil
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }

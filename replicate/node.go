@@ -3,6 +3,7 @@ package replicate
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -32,12 +34,31 @@ type Config struct {
 	// its own, one at a time: when it is committed, and once at Open for what was before. nil: nobody is told.
 	OnFork func(artifact.Fork)
 
-	// Transport carries raft's messages; the node closes it. nil: there are no other nodes (yet).
-	Transport raft.Transport
+	// Stream carries raft's messages; the node closes it. nil: there are no other nodes (yet), and the node does not
+	// register.
+	Stream Stream
 
-	// Join: a new node waits until a leader adds it. false: a new node founds a cluster of its own. It has no meaning
-	// for a node that has been part of a cluster before.
-	Join bool
+	// Forward carries what [Node.Accept] of the leader takes to it, and the answer back. nil: only the leader can write.
+	Forward func(ctx context.Context, leader Member, body []byte) (answer []byte, err error)
+
+	// Self is what the node registers of itself: name, address, zone, role, version. Without a name it is called by the
+	// first 8 characters of its id; without a role it is a [RoleVoter].
+	Self Peer
+
+	// Found: a new node founds a cluster with these voters, of which it is one. The others must be new and join. Join: a
+	// new node waits until a leader adds it. Neither: a new node founds a cluster of its own. They have no meaning for a
+	// node that has been part of a cluster before.
+	Found *Founding
+	Join  bool
+
+	// Complete says up to which leaf a node holds every blob; ok is false if that is not known now. It must not wait for
+	// the network. nil: no node becomes a voter by itself, and changes of the members are not held against it.
+	Complete func(id string) (seq int64, ok bool)
+	Voters   int // how many voters there should be; 0: 3
+
+	// OnRefused is called once, on a goroutine of its own, when the cluster does not take this node, for good: it was
+	// removed, or its directory is a copy, or its name is taken. It has stopped taking part; reads go on.
+	OnRefused func(error)
 
 	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election; 0: 1 s
 	CommitTimeout     time.Duration // until followers of an idle leader hear of the last commit; 0: 50 ms
@@ -45,6 +66,9 @@ type Config struct {
 	SnapshotThreshold uint64        // entries after which the log is cut; 0: 50,000
 	SnapshotInterval  time.Duration // how often the threshold is looked at; 0: 5 minutes
 	LogBudget         int64         // bytes of log above which fewer entries are kept than TrailingLogs; 0: 8 GiB
+
+	transport raft.Transport
+	reconcile time.Duration // how often a leader looks after the members; 0: a second
 
 	wrapLog func(logBackend) logBackend // set by tests to make the disk fail
 	hung    time.Duration               // set by tests; 0: the constant
@@ -61,6 +85,8 @@ func (c *Config) setDefaults() {
 	c.SnapshotInterval = orDefault(c.SnapshotInterval, 5*time.Minute)
 	c.LogBudget = orDefault(c.LogBudget, 8<<30)
 	c.hung = orDefault(c.hung, hung)
+	c.reconcile = orDefault(c.reconcile, time.Second)
+	c.Voters = orDefault(c.Voters, 3)
 }
 
 func orDefault[T comparable](v, def T) T {
@@ -69,6 +95,12 @@ func orDefault[T comparable](v, def T) T {
 		return def
 	}
 	return v
+}
+
+// Founding is what a cluster of several begins with.
+type Founding struct {
+	Cluster string   // its id, for ever
+	Servers []Member // its voters
 }
 
 // raftConfig: MaxAppendEntries stays at 64, because an RPC has 10 s whatever its size; a lease of half the heartbeat
@@ -110,9 +142,24 @@ type Node struct {
 	raftDone     chan struct{}         // closed once raft has been told to end
 	ready        chan struct{}         // closed once this node has led and was caught up
 	office       atomic.Pointer[error] // why the last leadership of this node did not begin
-	closeOnce    sync.Once
-	closeErr     error
-	background   sync.WaitGroup
+
+	starts    atomic.Uint64               // of this life; equal to the one before as long as the disk is full, see settle
+	uncounted atomic.Bool                 // this start is not in node.json yet
+	boot      string                      // random text of this life
+	raftRef   atomic.Pointer[raft.Raft]   // raft, for goroutines that it starts itself
+	book      atomic.Pointer[addressBook] // where nodes are
+	applied   broadcast                   // something was applied
+	moved     broadcast                   // the leadership moved
+	peered    atomic.Bool                 // the node table changed, and nobody looked
+	pulse     pulse                       // who answers
+	roots     roots                       // of the newest leaves
+	rivals    rivals                      // what other nodes say about them
+	refusal   atomic.Pointer[error]       // why the cluster does not take this node
+	refused   chan struct{}               // closed then
+
+	closeOnce  sync.Once
+	closeErr   error
+	background sync.WaitGroup
 }
 
 // Open opens the node in c.Dir and takes part in its cluster. The only voter of a cluster returns when it leads and its
@@ -125,6 +172,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.Dir, c.OnFault),
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}), forked: make(chan struct{}, 1),
+		boot: rand.Text(), refused: make(chan struct{}),
 	}
 	n.damage.log = c.Log
 	rest := restOf(ctx)
@@ -173,11 +221,12 @@ func (n *Node) openFiles() (err error) {
 	if n.lock, err = lockDir(c.Dir); err != nil {
 		return err
 	}
-	if n.id, err = loadIdentity(c.Dir, c.Join); err != nil {
+	if n.id, err = loadIdentity(c.Dir); err != nil {
 		return err
 	}
-	if c.Transport == nil {
-		_, c.Transport = raft.NewInmemTransport(raft.ServerAddress(n.id.Node))
+	n.starts.Store(n.id.Starts)
+	if c.transport == nil {
+		c.transport = n.newTransport()
 	}
 	hadLog, err := exists(logPath(c.Dir))
 	if err != nil {
@@ -214,11 +263,33 @@ func (n *Node) createLog() error {
 	} else if have {
 		return fmt.Errorf("there is a catalog, but there is no raft log; %s", restore)
 	}
-	var servers []raft.Server
-	if n.id.Cluster != "" {
-		servers = []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(n.id.Node), Address: n.config.Transport.LocalAddr()}}
+	if err := n.choose(); err != nil {
+		return err
 	}
-	return createLog(logPath(n.config.Dir), n.config.raftConfig(n.id.Node), n.config.Transport, servers)
+	servers, err := n.founders()
+	if err != nil {
+		return err
+	}
+	return createLog(logPath(n.config.Dir), n.config.raftConfig(n.id.Node), n.config.transport, servers)
+}
+
+// founders returns the members that a new cluster begins with; none if the node joins one.
+func (n *Node) founders() (servers []raft.Server, err error) {
+	if n.config.Found == nil {
+		if n.id.Cluster != "" {
+			servers = []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(n.id.Node), Address: n.config.transport.LocalAddr()}}
+		}
+		return servers, nil
+	}
+	self := false
+	for _, m := range n.config.Found.Servers {
+		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Address)})
+		self = self || m.ID == n.id.Node
+	}
+	if !self || n.id.Cluster == "" {
+		return nil, fmt.Errorf("node %s is asked to found cluster %q without itself", n.id.Node, n.id.Cluster)
+	}
+	return servers, nil
 }
 
 // openCatalog opens the catalog. It is created only for a new node, whose log cannot have led to anything yet.
@@ -267,8 +338,9 @@ func (n *Node) checkFiles() error {
 	return n.id.agree(cluster)
 }
 
-// settle notes in node.json that log and catalog are there, durably, and of which cluster, before either is used. From
-// now on a start without them is refused.
+// settle notes in node.json that log and catalog are there, durably, of which cluster, and that this is one more start,
+// before any of them is used. From now on a start without them is refused. A full disk keeps nobody from serving what is
+// on it: such a start is counted when there is room, and the node does not register before (see register).
 func (n *Node) settle(logDir string) error {
 	// Who created them may have died before this.
 	if err := errors.Join(syncDir(logDir), syncDir(n.config.Dir)); err != nil {
@@ -281,11 +353,15 @@ func (n *Node) settle(logDir string) error {
 			return err
 		}
 	}
-	if id == n.id {
+	old := n.id
+	n.id = id
+	err := n.raise(id)
+	if id == old && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
+		n.log.Warn("the disk is full: this start is not counted yet", "err", err)
+		n.uncounted.Store(true)
 		return nil
 	}
-	n.id = id
-	return replaceFile(filepath.Join(n.config.Dir, "node.json"), id.write)
+	return err
 }
 
 // start starts raft and the node's own goroutines.
@@ -301,20 +377,26 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	snaps := newSnapshots(n.catalog, n.latch)
-	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked}
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked, changed: n.hasChanged}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
 	conf.ElectionTimeout += time.Millisecond
 	if err := safely(true, func() (err error) { // raft panics if an entry is missing, or cannot be read
-		n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.Transport)
+		n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.transport)
 		return err
 	}); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	log.running.Store(true)
+	n.raftRef.Store(n.raft)
+	n.listen()
 	n.background.Add(1)
 	go n.watch()
+	n.background.Go(n.attend)
+	if n.config.Stream != nil {
+		n.background.Go(n.register)
+	}
 	scrub, stop := context.WithCancel(context.Background())
 	n.background.Go(func() { <-n.stopping; stop() })
 	n.background.Go(func() { n.scrub(scrub) })
@@ -344,6 +426,8 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		return nil
 	case <-n.latch.done:
 		return n.latch.fault()
+	case <-n.refused:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait to lead: %w: %s", ctx.Err(), n.whyNot())
 	}
@@ -377,6 +461,15 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	} else if _, err := n.latch.short(); err != nil {
 		st.Fault, st.Full = err.Error(), true
 	}
+	if err := n.whyRefused(); err != nil {
+		st.Refused = err.Error()
+	}
+	if err := n.catalog.diverged.Load(); err != nil {
+		st.Diverged = (*err).Error()
+	}
+	self := n.Self()
+	st.Name, st.Zone, st.NodeRole, st.Version, st.Boot, st.Starts = self.Name, self.Zone, self.Role, self.Version, self.Boot, self.Starts
+	st.LastIndex, st.CommitIndex = n.raft.LastIndex(), n.raft.CommitIndex()
 	err := n.fill(ctx, &st)
 	st.Term = n.raft.CurrentTerm()
 	return st, err
@@ -423,7 +516,7 @@ func (n *Node) closeFiles() error {
 	if n.lock != nil {
 		err = errors.Join(err, n.lock.Close())
 	}
-	if t, ok := n.config.Transport.(raft.WithClose); ok && n.raft == nil {
+	if t, ok := n.config.transport.(raft.WithClose); ok && n.raft == nil {
 		err = errors.Join(err, t.Close()) // otherwise raft has closed it
 	}
 	return err

@@ -22,18 +22,17 @@ type proposal struct {
 
 func (p *proposal) done(r result) { p.result <- r }
 
-// propose takes c through the log and waits until it is applied here. An error of ctx or one that matches
-// [artifact.ErrUnavailable] leaves open whether c was or will be committed; all commands may be repeated.
-func (n *Node) propose(ctx context.Context, c command) (result, error) {
-	cmd, err := appendCommand(nil, c)
-	if err != nil {
-		return result{}, err
-	}
-	if len(cmd) > maxCommand {
-		return result{}, fmt.Errorf("a command of %d bytes is too large for the log (%d): %w", len(cmd), maxCommand, artifact.ErrRefused)
-	}
+// proposeHere takes c through the log of this node, which leads, and waits until it is applied here. cmd is c's encoding.
+// An error of ctx or one that matches [artifact.ErrUnavailable] leaves open whether c was or will be committed; all
+// commands may be repeated. One that matches errMoved is worth another try.
+func (n *Node) proposeHere(ctx context.Context, c command, cmd []byte, acks []artifact.Ack) (result, error) {
 	if err := n.writable(); err != nil {
 		return result{}, err
+	}
+	if p, ok := c.(publishCommand); ok {
+		if err := n.checkAcks(ctx, p.Publication, acks); err != nil {
+			return result{}, err
+		}
 	}
 	full, _ := n.latch.short()
 	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1)}
@@ -88,13 +87,16 @@ func (n *Node) writable() error {
 	if _, err := n.latch.short(); err != nil {
 		return err
 	}
+	if err := n.whyRefused(); err != nil {
+		return err
+	}
 	if n.raft.State() == raft.Leader {
 		return nil
 	}
 	if _, id := n.raft.LeaderWithID(); id != "" {
-		return fmt.Errorf("this node is not the leader, %s is: %w", id, artifact.ErrUnavailable)
+		return fmt.Errorf("this node is not the leader, %s is: %w", id, errMoved)
 	}
-	return fmt.Errorf("there is no leader: %w", artifact.ErrUnavailable)
+	return fmt.Errorf("there is no leader: %w: %w", errMoved, ErrNoQuorum)
 }
 
 // runProposer is the one goroutine that hands entries to raft, one at a time. What queues up while one is in flight goes
@@ -145,7 +147,7 @@ func (n *Node) flush(batch []*proposal) {
 		entry = append(entry, p.cmd...)
 	}
 	n.metrics.proposed(len(batch), len(entry))
-	results, err := n.commit(entry)
+	results, index, err := n.commit(entry)
 	if err == nil && len(results) != len(batch) {
 		err = fmt.Errorf("%d results for %d commands: %w", len(results), len(batch), artifact.ErrUnavailable)
 	}
@@ -153,31 +155,33 @@ func (n *Node) flush(batch []*proposal) {
 		if err != nil {
 			p.done(result{err: err})
 		} else {
+			results[i].index = index
 			p.done(results[i])
 		}
 	}
 }
 
-// commit waits until entry is applied here. It gives up when raft has ended, which answers its futures or forgets them.
-func (n *Node) commit(entry []byte) ([]result, error) {
+// commit waits until entry is applied here, and returns its index. It gives up when raft has ended, which answers its
+// futures or forgets them.
+func (n *Node) commit(entry []byte) ([]result, uint64, error) {
 	future := n.raft.Apply(entry, 0)
 	answer := make(chan error, 1)
 	go func() { answer <- future.Error() }()
 	select {
 	case err := <-answer:
 		if err != nil {
-			return nil, n.unavailable(err)
+			return nil, 0, n.unavailable(err)
 		}
 	case <-n.raftDone:
-		return nil, n.unavailable(raft.ErrRaftShutdown)
+		return nil, 0, n.unavailable(raft.ErrRaftShutdown)
 	}
 	switch r := future.Response().(type) {
 	case []result:
-		return r, nil
+		return r, future.Index(), nil
 	case error:
-		return nil, r
+		return nil, 0, r
 	}
-	return nil, fmt.Errorf("entry was not applied: %w", artifact.ErrUnavailable)
+	return nil, 0, fmt.Errorf("entry was not applied: %w", artifact.ErrUnavailable)
 }
 
 // unavailable says that raft could not commit now.
@@ -188,7 +192,12 @@ func (n *Node) unavailable(err error) error {
 	if errors.Is(err, errFull) {
 		return err
 	}
-	if errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrRaftShutdown) {
+	switch {
+	case errors.Is(err, raft.ErrLeadershipLost):
+		return fmt.Errorf("commit: %w, the outcome is not known: %w", err, errMoved)
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return fmt.Errorf("commit: %w: %w", err, errMoved)
+	case errors.Is(err, raft.ErrRaftShutdown):
 		return fmt.Errorf("commit: %w, the outcome is not known: %w", err, artifact.ErrUnavailable)
 	}
 	return fmt.Errorf("commit: %w: %w", err, artifact.ErrUnavailable)

@@ -23,6 +23,9 @@ func (c *catalog) read(ctx context.Context, f func(s state) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := c.diverged.Load(); err != nil {
+		return *err
+	}
 	err := c.view(f)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -292,6 +295,16 @@ type Status struct {
 	Full          bool      `json:"full"`      // Fault is no more than that: it ends when there is room
 	Damage        string    `json:"damage"`    // what of the catalog is damaged: it may hold more than it finds; "" if nothing is known
 	LeaderAddress string    `json:"leaderAddress"`
+	Name          string    `json:"name"`
+	Zone          string    `json:"zone"`
+	NodeRole      string    `json:"nodeRole"` // what the node may become: RoleVoter or RoleReplica
+	Version       string    `json:"version"`
+	Boot          string    `json:"boot"`        // random text of this life
+	Starts        uint64    `json:"starts"`      // how often its directory was opened
+	LastIndex     uint64    `json:"lastIndex"`   // of the log
+	CommitIndex   uint64    `json:"commitIndex"` // as far as this node knows
+	Refused       string    `json:"refused"`     // why the cluster does not take this node; "" if it does
+	Diverged      string    `json:"diverged"`    // what shows that this node holds something else than the majority; "": nothing
 }
 
 // fill sets what the catalog itself knows.
@@ -301,7 +314,10 @@ func (c *catalog) fill(ctx context.Context, st *Status) error {
 			st.Damage = printable(err).Error()
 		}
 	}()
-	return c.read(ctx, func(s state) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return c.view(func(s state) error { // also of a catalog that is not to be read any more
 		tree, err := s.merkle()
 		if err != nil {
 			return err

@@ -332,6 +332,12 @@ func (s state) checkConfig() error {
 }
 
 func checkConfigRow(k, v []byte) error {
+	if known, err := checkNodeRow(k, v); known {
+		if err != nil {
+			err = fmt.Errorf("catalog row cfg %q = %x is malformed: %v", k, v, err)
+		}
+		return err
+	}
 	ok := false
 	switch string(k) {
 	case string(keyFormat):

@@ -46,7 +46,8 @@ func (n *Node) heal(ctx context.Context, have artifact.Manifest, p artifact.Publ
 //
 // An error matches [artifact.ErrConflict] if something else is committed for the module version (both sides are kept as
 // evidence; the manifest returned is the committed one), [artifact.ErrRefused] if p does not prove itself, and
-// [artifact.ErrUnavailable] if the log cannot take it now or its checksum database is frozen by a fork.
+// [artifact.ErrUnavailable] if the log cannot take it now or its checksum database is frozen by a fork: [ErrNoQuorum] if
+// that is for want of a leader, [ErrTooFewAcks] for want of acks.
 func (n *Node) Publish(ctx context.Context, p artifact.Publication) (artifact.Manifest, error) {
 	if err := checkManifest(p.Manifest); err != nil {
 		return artifact.Manifest{}, err
@@ -69,7 +70,7 @@ func (n *Node) Publish(ctx context.Context, p artifact.Publication) (artifact.Ma
 	if bad, err := checkParts(p, lookup); err != nil || bad != nil {
 		return artifact.Manifest{}, errors.Join(bad, err)
 	}
-	r, err := n.propose(ctx, publishCommand{p})
+	r, err := n.propose(ctx, publishCommand{p}, n.ownAcks(p)...)
 	return r.manifest, err
 }
 

@@ -1,0 +1,163 @@
+package replicate
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// broadcast wakes everybody who waits for the next event. The zero value is ready.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{} // guarded by mu; closed by the next event; nil: nobody waits
+}
+
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *broadcast) wake() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}
+
+// hasChanged is told by the state machine that something was applied.
+func (n *Node) hasChanged(peers bool) {
+	if peers {
+		n.peered.Store(true)
+	}
+	n.applied.wake()
+}
+
+// attend follows what is applied: the addresses of the other nodes, the newest roots, and what is said of this node.
+func (n *Node) attend() {
+	n.peered.Store(true)
+	for {
+		next := n.applied.wait()
+		if n.peered.Swap(false) {
+			if err := n.readBook(); err != nil {
+				n.log.Error("read the node table", "err", err)
+			}
+			n.checkSelf()
+		}
+		n.followRoots()
+		n.compareAll()
+		select {
+		case <-next:
+		case <-n.stopping:
+			return
+		}
+	}
+}
+
+// pulse is what raft says about who answers.
+type pulse struct {
+	mu         sync.Mutex
+	leaderless time.Time       // guarded by mu; since when no leader is known; zero: one is
+	silent     map[string]bool // guarded by mu; nodes whose last heartbeat failed, while this node leads
+}
+
+// listen follows raft's observations until the node closes.
+func (n *Node) listen() {
+	events := make(chan raft.Observation, 256)
+	n.raft.RegisterObserver(raft.NewObserver(events, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState, raft.FailedHeartbeatObservation, raft.ResumedHeartbeatObservation:
+			return true
+		}
+		return false
+	}))
+	n.pulse.leader(n.hasLeader())
+	n.background.Go(func() {
+		for {
+			select {
+			case o := <-events:
+				n.observe(o)
+			case <-n.stopping:
+				return
+			}
+		}
+	})
+}
+
+func (n *Node) observe(o raft.Observation) {
+	switch d := o.Data.(type) {
+	case raft.FailedHeartbeatObservation:
+		n.pulse.heard(string(d.PeerID), false)
+		return
+	case raft.ResumedHeartbeatObservation:
+		n.pulse.heard(string(d.PeerID), true)
+		return
+	case raft.RaftState:
+		if d == raft.Leader {
+			n.pulse.reset()
+		}
+		if d == raft.Shutdown { // the leader itself was removed, or the node closes
+			select {
+			case <-n.raftDone:
+			case <-n.stopping:
+			default:
+				n.Refuse(ErrRemoved)
+			}
+		}
+	}
+	n.pulse.leader(n.hasLeader())
+	n.moved.wake()
+}
+
+func (n *Node) hasLeader() bool {
+	_, id := n.raft.LeaderWithID()
+	return id != ""
+}
+
+func (p *pulse) leader(known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known {
+		p.leaderless = time.Time{}
+	} else if p.leaderless.IsZero() {
+		p.leaderless = time.Now()
+	}
+}
+
+// since returns since when no leader is known; zero if one is.
+func (p *pulse) since() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leaderless
+}
+
+func (p *pulse) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = nil
+}
+
+func (p *pulse) heard(id string, answers bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if answers {
+		delete(p.silent, id)
+		return
+	}
+	if p.silent == nil {
+		p.silent = map[string]bool{}
+	}
+	p.silent[id] = true
+}
+
+func (p *pulse) answers(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.silent[id]
+}

@@ -1,0 +1,143 @@
+package replicate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"iter"
+	"sync"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+)
+
+// Change is a manifest as of its newest change: Seq is the number of the leaf that stands for it.
+type Change struct {
+	Seq      int64
+	Manifest artifact.Manifest
+}
+
+// Changes iterates over the manifests whose newest leaf has the number from or a later one, by leaf, and ends with those
+// that are committed here now; then wait for Wake, and go on behind the last one. A leaf that was followed by a later one
+// of the same module version is left out. It reads page by page, so the loop's body may take its time. A row that is
+// damaged is an error with its Seq, and the next one follows if the loop goes on; any other error ends it.
+func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		for {
+			var page []Change
+			var bad []error
+			next := from
+			err := c.read(ctx, func(s state) error {
+				cur := s.bucket(bucketLeaves).Cursor()
+				for k, v := cur.Seek(bigEndian(max(from, 0))); k != nil && next < from+pageSize; k, v = cur.Next() {
+					change, ok, err := s.change(k, v)
+					if next = max(next, change.Seq) + 1; ok || err != nil {
+						page, bad = append(page, change), append(bad, err)
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				yield(Change{Seq: from}, err)
+				return
+			}
+			for i, change := range page {
+				if !yield(change, bad[i]) {
+					return
+				}
+			}
+			if next == from {
+				return
+			}
+			from = next
+		}
+	}
+}
+
+// change returns what a row of bucketLeaves stands for, unless a later leaf stands for it.
+func (s state) change(k, v []byte) (c Change, ok bool, err error) {
+	seq, err := leafSeq(k)
+	c.Seq = seq
+	if err == nil && len(v) < tlog.HashSize {
+		err = errors.New("malformed")
+	}
+	if err != nil {
+		return c, false, damaged(err, "catalog row s %x", k)
+	}
+	row, ok, err := s.manifest(bytes.Clone(v[tlog.HashSize:]))
+	if err != nil {
+		return c, false, err
+	}
+	if !ok {
+		return c, false, damaged(errors.New("its manifest is not there"), "catalog row s %x", k)
+	}
+	c.Manifest = row.Manifest
+	return c, row.seq == seq, nil
+}
+
+func leafSeq(k []byte) (int64, error) {
+	d := decoder{b: k}
+	b := d.take(8)
+	if err := d.end(); err != nil {
+		return 0, err
+	}
+	return fromBigEndian(b), nil
+}
+
+// Wake returns a channel that is closed when something is applied next. Ask for it before looking at what is there.
+func (n *Node) Wake() <-chan struct{} { return n.applied.wait() }
+
+// maxRoots is of how many of the newest leaves the roots are kept.
+const maxRoots = 4096
+
+// roots keeps the root of the tree after each of the newest leaves. Root, in the catalog, is only the last of them.
+type roots struct {
+	mu   sync.Mutex
+	tree compact             // guarded by mu
+	of   map[int64]tlog.Hash // guarded by mu; by number of leaves
+}
+
+// RootAt returns the root of the tree of the first seq leaves, if it is one of the newest few thousand.
+func (n *Node) RootAt(seq int64) (tlog.Hash, bool) {
+	n.followRoots()
+	n.roots.mu.Lock()
+	defer n.roots.mu.Unlock()
+	h, ok := n.roots.of[seq]
+	return h, ok
+}
+
+// followRoots takes in the leaves that were added.
+func (n *Node) followRoots() {
+	r := &n.roots
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := n.view(func(s state) error { return r.follow(s) }); err != nil && !errors.Is(err, artifact.ErrUnavailable) {
+		n.log.Error("follow the roots of the catalog", "err", err)
+	}
+}
+
+// follow goes on to the leaves of s. The caller holds mu.
+func (r *roots) follow(s state) error {
+	now, err := s.merkle()
+	if err != nil {
+		return err
+	}
+	if r.of == nil || now.size < r.tree.size || now.size-r.tree.size > maxRoots {
+		r.of, r.tree = map[int64]tlog.Hash{now.size: now.root()}, now
+		return nil
+	}
+	cur := s.bucket(bucketLeaves).Cursor()
+	for k, v := cur.Seek(bigEndian(r.tree.size)); k != nil && r.tree.size < now.size; k, v = cur.Next() {
+		if seq, err := leafSeq(k); err != nil || seq != r.tree.size || len(v) < tlog.HashSize {
+			break
+		}
+		r.tree.add(tlog.Hash(v[:tlog.HashSize]))
+		r.of[r.tree.size] = r.tree.root()
+		delete(r.of, r.tree.size-maxRoots)
+	}
+	if r.tree.size != now.size || r.tree.root() != now.root() { // another catalog took its place, or a leaf is damaged
+		r.of, r.tree = map[int64]tlog.Hash{now.size: now.root()}, now
+	}
+	return nil
+}

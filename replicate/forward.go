@@ -1,0 +1,168 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// ErrNoQuorum is [artifact.ErrNoQuorum].
+var ErrNoQuorum = artifact.ErrNoQuorum
+
+// errMoved means that the node that was asked does not lead, or not any more: ask the one that does. Whether the command
+// was committed may be open, but all commands may be repeated.
+var errMoved = fmt.Errorf("the leadership moved: %w", artifact.ErrUnavailable)
+
+// maxHops bounds how often one proposal is passed on because the leadership moved, before this node looks again who leads.
+const maxHops = 3
+
+// propose takes c through the log of the leader, whoever it is, and waits until it is applied here. While there is no
+// leader, or another one than was thought, it tries again, as long as an election can take. The acks are for the leader.
+func (n *Node) propose(ctx context.Context, c command, acks ...artifact.Ack) (result, error) {
+	cmd, err := appendCommand(nil, c)
+	if err != nil {
+		return result{}, err
+	}
+	if len(cmd) > maxCommand {
+		return result{}, fmt.Errorf("a command of %d bytes is too large for the log (%d): %w", len(cmd), maxCommand, artifact.ErrRefused)
+	}
+	for begin, try := time.Now(), 0; ; try++ {
+		moved := n.moved.wait()
+		r, err := n.proposeOnce(ctx, c, cmd, acks)
+		if !errors.Is(err, errMoved) || n.config.Forward == nil {
+			return r, err
+		}
+		if n.patience(begin) <= 0 {
+			return result{}, fmt.Errorf("%w: %w", err, ErrNoQuorum)
+		}
+		select {
+		case <-moved:
+		case <-time.After(min(backoff(try), n.config.HeartbeatTimeout)):
+		case <-n.stopping:
+			return result{}, errClosed
+		case <-ctx.Done():
+			return result{}, fmt.Errorf("%w: %w: %w", ctx.Err(), err, ErrNoQuorum)
+		}
+	}
+}
+
+// patience returns how much longer a proposal that began at begin waits for a leader: no longer than an election takes,
+// counted from when the last one was lost.
+func (n *Node) patience(begin time.Time) time.Duration {
+	if since := n.pulse.since(); !since.IsZero() && since.Before(begin) {
+		begin = since
+	}
+	return 5*n.config.HeartbeatTimeout - time.Since(begin)
+}
+
+// proposeOnce proposes to the leader that is known now.
+func (n *Node) proposeOnce(ctx context.Context, c command, cmd []byte, acks []artifact.Ack) (result, error) {
+	err := n.writable()
+	if err == nil {
+		return n.proposeHere(ctx, c, cmd, acks)
+	}
+	addr, id := n.raft.LeaderWithID()
+	if !errors.Is(err, errMoved) || id == "" || n.config.Forward == nil || string(id) == n.id.Node {
+		return result{}, err
+	}
+	body := appendRequest(nil, request{acks, cmd})
+	to := Member{ID: string(id), Address: n.addressOf(string(id)), Voter: true}
+	if to.Address == "" {
+		to.Address = string(addr)
+	}
+	for range maxHops {
+		data, err := n.config.Forward(ctx, to, body)
+		if err != nil {
+			return result{}, fmt.Errorf("ask the leader %s: %w: %w", to.ID, err, errMoved)
+		}
+		a, err := parseAnswer(data)
+		if err != nil {
+			return result{}, fmt.Errorf("answer of the leader %s: %w: %w", to.ID, err, artifact.ErrMalformed)
+		}
+		if !a.moved {
+			return n.settleHere(ctx, c, a.result)
+		}
+		if a.leader.ID == "" || a.leader.ID == to.ID || a.leader.ID == n.id.Node {
+			return result{}, fmt.Errorf("node %s does not lead: %w", to.ID, errMoved)
+		}
+		to = a.leader
+	}
+	return result{}, fmt.Errorf("passed on %d times: %w", maxHops, errMoved)
+}
+
+// settleHere waits until what the leader has answered is applied here, and believes this node's own catalog then.
+func (n *Node) settleHere(ctx context.Context, c command, r result) (result, error) {
+	if err := n.awaitApplied(ctx, r.index); err != nil {
+		return result{}, err
+	}
+	p, ok := c.(publishCommand)
+	if !ok || r.err != nil && !errors.Is(r.err, artifact.ErrConflict) {
+		return r, r.err
+	}
+	have, err := n.Manifest(ctx, p.Manifest.Module)
+	if err != nil {
+		return result{}, fmt.Errorf("the leader says that %s is committed at index %d: %v: %w", p.Manifest.Module, r.index, err, artifact.ErrUnavailable)
+	}
+	r.manifest = have
+	return r, r.err
+}
+
+// awaitApplied waits until entry index is in this node's catalog.
+func (n *Node) awaitApplied(ctx context.Context, index uint64) error {
+	for {
+		next := n.applied.wait()
+		var have uint64
+		if err := n.view(func(s state) error { have, _ = s.applied(); return nil }); err != nil {
+			return err
+		}
+		if have >= index {
+			return nil
+		}
+		select {
+		case <-next:
+		case <-n.stopping:
+			return errClosed
+		case <-n.latch.done:
+			return n.latch.fault()
+		case <-n.refused:
+			return n.whyRefused()
+		case <-ctx.Done():
+			return fmt.Errorf("entry %d is committed, and not here yet: %w: %w", index, ctx.Err(), artifact.ErrUnavailable)
+		}
+	}
+}
+
+// Accept proposes what another node's Forward brought, if this node leads, and returns the answer for it. An error means
+// that body is not what a node sends.
+func (n *Node) Accept(ctx context.Context, body []byte) ([]byte, error) {
+	req, c, err := parseRequest(body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, artifact.ErrMalformed)
+	}
+	r, err := n.proposeHere(ctx, c, req.cmd, req.acks)
+	r.err = err
+	a := answer{result: r, moved: errors.Is(err, errMoved) || n.ends()}
+	if a.moved {
+		a.result = result{}
+		addr, id := n.raft.LeaderWithID()
+		if a.leader = (Member{ID: string(id), Address: n.addressOf(string(id)), Voter: id != ""}); a.leader.Address == "" {
+			a.leader.Address = string(addr)
+		}
+	}
+	return appendAnswer(nil, a)
+}
+
+// ends reports whether this node does not take part any more, whatever becomes of what it was asked.
+func (n *Node) ends() bool {
+	select {
+	case <-n.raftDone:
+		return true
+	case <-n.stopping:
+		return true
+	default:
+		return false
+	}
+}

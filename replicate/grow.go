@@ -1,0 +1,202 @@
+package replicate
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// A leader looks after the members, one change at a time: who was removed is taken out of the configuration, and as long
+// as there are fewer voters than wanted, the next nonvoter that holds every blob becomes one.
+
+// lookAfter does so until ctx ends.
+func (n *Node) lookAfter(ctx context.Context) {
+	tick := time.NewTicker(n.config.reconcile)
+	defer tick.Stop()
+	var g grower
+	for {
+		if err := g.step(ctx, n); err != nil && ctx.Err() == nil {
+			n.log.Warn("look after the members of the cluster", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// grower is what a leader remembers from one look to the next.
+type grower struct {
+	looked bool
+	goal   int64 // leaves of the catalog at the last look
+}
+
+func (g *grower) step(ctx context.Context, n *Node) error {
+	goal, looked := g.goal, g.looked
+	g.goal, _ = n.Root()
+	g.looked = true
+	at := n.raft.GetConfiguration().Index()
+	all, err := n.Peers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if gone, err := n.isGone(p.ID); err != nil {
+			return err
+		} else if gone && p.Member && p.ID != n.id.Node {
+			return n.drop(ctx, p.ID, at) // a removal that was begun
+		}
+	}
+	if n.config.Complete == nil || !looked {
+		return nil
+	}
+	// What was committed since the last look was acked by a majority without the candidate, so it may still lack that.
+	p, ok := n.candidate(all, goal)
+	if !ok || n.quorumWith(all, p.ID, true).check("") != nil {
+		return nil
+	}
+	n.log.Info("a node becomes a voter: it holds everything", "node", p.ID, "name", p.Name, "zone", p.Zone)
+	return n.suffrage(ctx, p.ID, true, at)
+}
+
+// candidate returns the nonvoter that is to become a voter next: of a zone that has none, if possible.
+func (n *Node) candidate(all []Peer, goal int64) (Peer, bool) {
+	voters, zones := 0, map[string]bool{}
+	var able []Peer
+	for _, p := range all {
+		switch {
+		case p.Voter:
+			voters++
+			zones[p.Zone] = true
+		case p.Member && p.Role == RoleVoter && !p.Held && n.pulse.answers(p.ID) && n.holds(p.ID, goal):
+			able = append(able, p)
+		}
+	}
+	if voters >= n.config.Voters || len(able) == 0 {
+		return Peer{}, false
+	}
+	return slices.MinFunc(able, func(a, b Peer) int {
+		if zones[a.Zone] != zones[b.Zone] {
+			return map[bool]int{true: 1, false: -1}[zones[a.Zone]]
+		}
+		return cmp.Compare(a.ID, b.ID)
+	}), true
+}
+
+// holds reports whether a node is known to hold all blobs of the first seq leaves.
+func (n *Node) holds(id string, seq int64) bool {
+	have, ok := n.config.Complete(id)
+	return ok && have >= seq
+}
+
+func (n *Node) isGone(id string) (gone bool, err error) {
+	err = n.view(func(s state) error { gone = s.gone(id); return nil })
+	return gone, err
+}
+
+// Quorum is how many voters there are, how many of them must answer for anything to be committed, and how many do.
+type Quorum struct{ Voters, Needed, Alive int }
+
+// QuorumError is an [artifact.ErrUnavailable]: a change of the members would leave too few voters that answer.
+type QuorumError struct {
+	What  string // the change
+	After Quorum // as it would be then
+}
+
+func (e *QuorumError) Error() string {
+	if e.After.Voters == 0 {
+		return fmt.Sprintf("%s: it is the last voter, there would be no cluster without it", e.What)
+	}
+	return fmt.Sprintf("%s: of %d voters %d must answer then, and only %d do: bring one back, or add one, first", e.What, e.After.Voters, e.After.Needed, e.After.Alive)
+}
+
+func (e *QuorumError) Unwrap() error { return artifact.ErrUnavailable }
+
+func (q Quorum) check(what string) error {
+	if q.Voters == 0 || q.Alive < q.Needed {
+		return &QuorumError{what, q}
+	}
+	return nil
+}
+
+// Quorum returns how the votes stand now, as the leader sees it.
+func (n *Node) Quorum(ctx context.Context) (Quorum, error) {
+	all, err := n.Peers(ctx)
+	return n.quorumWith(all, "", false), err
+}
+
+// QuorumAfter returns how the votes would stand if the node id became a voter, or was none any more.
+func (n *Node) QuorumAfter(ctx context.Context, id string, voter bool) (Quorum, error) {
+	all, err := n.Peers(ctx)
+	return n.quorumWith(all, id, voter), err
+}
+
+func (n *Node) quorumWith(all []Peer, id string, voter bool) (q Quorum) {
+	for _, p := range all {
+		votes := p.Voter
+		if p.ID == id {
+			votes = voter && p.Member
+		}
+		if !votes {
+			continue
+		}
+		q.Voters++
+		if p.ID == n.id.Node || n.pulse.answers(p.ID) {
+			q.Alive++
+		}
+	}
+	q.Needed = q.Voters/2 + 1
+	return q
+}
+
+// IncompleteError is an [artifact.ErrUnavailable]: a change of the members has to wait until a node holds every blob, as
+// otherwise the last copies of one could be on the nodes that go.
+type IncompleteError struct {
+	What  string // the change
+	Node  string // who lacks something
+	Known bool   // how much it holds
+	Holds int64  // leaves whose blobs it holds
+	Wants int64  // leaves that there are
+}
+
+func (e *IncompleteError) Error() string {
+	if !e.Known {
+		return fmt.Sprintf("%s: it is not known whether voter %s holds every blob, as it does not say: bring it back first", e.What, e.Node)
+	}
+	return fmt.Sprintf("%s: node %s holds the blobs of %d changes, and there are %d: wait until it has caught up", e.What, e.Node, e.Holds, e.Wants)
+}
+
+func (e *IncompleteError) Unwrap() error { return artifact.ErrUnavailable }
+
+// awaitComplete waits a moment until the nodes hold every blob that is committed now. They are always a little late.
+func (n *Node) awaitComplete(ctx context.Context, what string, ids []string) error {
+	if n.config.Complete == nil {
+		return nil
+	}
+	wants, _ := n.Root()
+	for try := 0; ; try++ {
+		missing := -1
+		for i, id := range ids {
+			if !n.holds(id, wants) {
+				missing = i
+			}
+		}
+		if missing < 0 {
+			return nil
+		}
+		have, known := n.config.Complete(ids[missing])
+		if try >= 5 || !known {
+			return &IncompleteError{what, ids[missing], known, have, wants}
+		}
+		select {
+		case <-time.After(n.config.reconcile):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,150 @@
+package replicate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// Self returns what this node says of itself.
+func (n *Node) Self() Peer {
+	p := n.config.Self
+	p.ID, p.Boot, p.Starts, p.Held = n.id.Node, n.boot, n.starts.Load(), false
+	p.Name = cmp.Or(p.Name, p.ID[:min(8, len(p.ID))])
+	p.Role = cmp.Or(p.Role, RoleVoter)
+	return p
+}
+
+// register takes what this node is into the node table, once after each start, as soon as there is a leader. Of two lives
+// of one data directory the table knows the later one; the earlier one, a copy or an old image, is refused.
+func (n *Node) register() {
+	ctx, cancel := n.untilEnd()
+	defer cancel()
+	for try := 0; ; try++ {
+		err := n.registerOnce(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, artifact.ErrRefused) {
+			n.Refuse(err)
+			return
+		}
+		n.log.Debug("register at the cluster", "err", err)
+		select {
+		case <-n.moved.wait():
+		case <-n.applied.wait():
+		case <-time.After(backoff(try)):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (n *Node) registerOnce(ctx context.Context) error {
+	if n.uncounted.Load() {
+		if err := n.latch.insist("count the start", ctx.Done(), n.countStart); err != nil {
+			return err
+		}
+	}
+	if err := n.nameCluster(ctx); err != nil {
+		return err
+	}
+	self := n.Self()
+	if err := self.check(); err != nil {
+		return err
+	}
+	_, err := n.propose(ctx, registerCommand{self})
+	return err
+}
+
+// countStart counts a start for which there was no room before.
+func (n *Node) countStart() error {
+	return n.latch.guard("count the start", n.config.hung, func() error {
+		if err := n.raise(n.id); err != nil {
+			return err
+		}
+		n.uncounted.Store(false)
+		return nil
+	})
+}
+
+// nameCluster gives a new cluster its id, whoever leads it: the founder alone may know it.
+func (n *Node) nameCluster(ctx context.Context) error {
+	have := ""
+	if err := n.view(func(s state) error { have = s.cluster(); return nil }); err != nil {
+		return err
+	}
+	if have != "" || n.id.Cluster == "" {
+		return nil
+	}
+	_, err := n.propose(ctx, clusterCommand{n.id.Cluster})
+	return err
+}
+
+// backoff returns a random time that grows with the number of tries.
+func backoff(try int) time.Duration {
+	most := min(50*time.Millisecond<<min(try, 10), 2*time.Second)
+	return most/2 + rand.N(most/2)
+}
+
+// untilEnd returns a context that ends when the node closes or does not take part any more.
+func (n *Node) untilEnd() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	n.background.Go(func() {
+		select {
+		case <-n.stopping:
+		case <-n.refused:
+		case <-n.latch.done:
+		case <-ctx.Done():
+		}
+		cancel()
+	})
+	return ctx, cancel
+}
+
+// Refuse ends this node's part in the cluster, for the reason that others gave for not taking it. Reads go on. Only the
+// first reason counts.
+func (n *Node) Refuse(reason error) {
+	if !n.refusal.CompareAndSwap(nil, &reason) {
+		return
+	}
+	close(n.refused)
+	n.log.Error("the cluster does not take this node", "err", reason)
+	if n.config.OnRefused != nil {
+		go n.config.OnRefused(reason)
+	}
+}
+
+// whyRefused returns why the cluster does not take this node; nil if it does.
+func (n *Node) whyRefused() error {
+	if err := n.refusal.Load(); err != nil {
+		return fmt.Errorf("this node does not take part in its cluster: %w: %w", *err, artifact.ErrUnavailable)
+	}
+	return nil
+}
+
+// checkSelf looks at what the table says of this node now: it may have been removed, or a copy of it may have started.
+func (n *Node) checkSelf() {
+	if n.config.Stream == nil {
+		return
+	}
+	self := n.Self()
+	var bad error
+	if err := n.view(func(s state) error {
+		if p, ok, err := s.peer(self.ID); err != nil || !ok && !s.gone(self.ID) || p.Starts < self.Starts && !s.gone(self.ID) {
+			return err // it has not registered yet
+		}
+		var err error
+		bad, err = s.judge(self)
+		return err
+	}); err != nil {
+		n.log.Error("read the node table", "err", err)
+	}
+	if bad != nil {
+		n.Refuse(bad)
+	}
+}
