@@ -17,6 +17,9 @@ func (n *Node) Self() Peer {
 	p.ID, p.Boot, p.Starts, p.Held = n.id.Node, n.boot, n.starts.Load(), false
 	p.Name = cmp.Or(p.Name, p.ID[:min(8, len(p.ID))])
 	p.Role = cmp.Or(p.Role, RoleVoter)
+	if p.Address == "" && n.config.Stream != nil {
+		p.Address = n.config.Stream.Addr().String()
+	}
 	return p
 }
 

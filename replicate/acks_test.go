@@ -1,0 +1,97 @@
+package replicate
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// The leader takes a blob only when a majority of the present voters have said that their disks, as they are now, hold it.
+func TestAcks(t *testing.T) {
+	c := newCluster(t, 3)
+	c.join(c.add(), false)
+	p := c.prepared(1)[0]
+	lead := c.leader()
+	voters := map[string]artifact.Ack{} // of the followers
+	var one, two artifact.Ack
+	for _, n := range c.nodes[:3] {
+		if n != lead {
+			voters[n.ID()] = n.ownAcks(artifact.Publication{Manifest: p.Manifest})[0]
+			one, two = two, voters[n.ID()]
+		}
+	}
+	replica := c.nodes[3].ownAcks(artifact.Publication{Manifest: p.Manifest})[0]
+	changed := func(f func(a *artifact.Ack)) artifact.Ack {
+		a := one
+		f(&a)
+		return a
+	}
+	for _, tt := range []struct {
+		name string
+		acks []artifact.Ack
+		want string
+	}{
+		{"none", nil, "1 of 3 voters hold it, 2 must"},
+		{"of a nonvoter", []artifact.Ack{replica}, "is not a voter"},
+		{"of nobody", []artifact.Ack{changed(func(a *artifact.Ack) { a.Node = "x" })}, "is not a voter"},
+		{"its own twice", lead.ownAcks(artifact.Publication{Manifest: p.Manifest}), "1 of 3"},
+		{"of an earlier start", []artifact.Ack{changed(func(a *artifact.Ack) { a.Starts-- })}, "in its start 0, and it is known by its start 1"},
+		{"of a later start", []artifact.Ack{changed(func(a *artifact.Ack) { a.Starts++ })}, "in its start 2"},
+		{"too old", []artifact.Ack{changed(func(a *artifact.Ack) { a.At = a.At.Add(-maxAckAge - time.Minute) })}, "said so at"},
+		{"of the future", []artifact.Ack{changed(func(a *artifact.Ack) { a.At = a.At.Add(maxAckLead + time.Minute) })}, "said so at"},
+		{"of other bytes", []artifact.Ack{changed(func(a *artifact.Ack) { a.Ref = artifact.RefOf([]byte("x")) })}, "1 of 3"},
+		{"of another size", []artifact.Ack{changed(func(a *artifact.Ack) { a.Ref.Size++ })}, "1 of 3"},
+	} {
+		p.Acks = tt.acks
+		for _, n := range []*Node{lead, c.nodes[3]} { // the replica that brings it has no vote at all
+			_, err := n.Publish(t.Context(), p)
+			if !errors.Is(err, ErrTooFewAcks) || !errors.Is(err, artifact.ErrUnavailable) || n == lead && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("acks %s: %v, want ErrTooFewAcks and %q", tt.name, err, tt.want)
+			}
+		}
+	}
+	if seq, _ := lead.Root(); seq != 0 {
+		t.Errorf("%d leaves of what was refused", seq)
+	}
+	p.Acks = []artifact.Ack{one, replica}
+	if _, err := c.nodes[3].Publish(t.Context(), p); !errors.Is(err, ErrTooFewAcks) {
+		t.Errorf("one voter and a nonvoter: %v", err)
+	}
+	p.Acks = []artifact.Ack{one, two}
+	if _, err := c.nodes[3].Publish(t.Context(), p); err != nil {
+		t.Errorf("two voters: %v", err)
+	}
+	p.Acks = nil // what is committed needs no acks
+	if _, err := lead.propose(t.Context(), publishCommand{p}); err != nil {
+		t.Errorf("again, without acks: %v", err)
+	}
+	other := c.prepared(2)[1]
+	other.Acks = nil
+	other.Manifest.Zip = artifact.Ref{}
+	if _, err := c.nodes[3].Publish(t.Context(), other); err != nil {
+		t.Errorf("a publication without a blob: %v", err)
+	}
+}
+
+// A voter that started again is asked again, as its disk may be another image.
+func TestAckOfTheLifeBefore(t *testing.T) {
+	c := newCluster(t, 3)
+	p := c.prepared(1)[0]
+	i := c.follower()
+	old := c.nodes[i].ownAcks(artifact.Publication{Manifest: p.Manifest})
+	c.close(i)
+	c.open(i)
+	c.registered(i)
+	lead := c.leader()
+	p.Acks = old
+	if _, err := lead.Publish(t.Context(), p); !errors.Is(err, ErrTooFewAcks) {
+		t.Errorf("ack of the life before: %v", err)
+	}
+	p.Acks = c.nodes[i].ownAcks(artifact.Publication{Manifest: p.Manifest})
+	if _, err := lead.Publish(t.Context(), p); err != nil {
+		t.Errorf("ack of this life: %v", err)
+	}
+}
