@@ -106,6 +106,7 @@ func (n *Node) observe(o raft.Observation) {
 			select {
 			case <-n.raftDone:
 			case <-n.stopping:
+			case <-n.latch.done:
 			default:
 				n.Refuse(ErrRemoved)
 			}

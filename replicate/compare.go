@@ -49,6 +49,10 @@ func (n *Node) Compare(id string, seq int64, root tlog.Hash) {
 func (n *Node) compareAll() {
 	votes, voters := map[report]int{}, 0
 	n.rivals.mu.Lock()
+	if len(n.rivals.reports) == 0 {
+		n.rivals.mu.Unlock()
+		return
+	}
 	for _, m := range n.Members() {
 		if !m.Voter {
 			continue

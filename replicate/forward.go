@@ -52,6 +52,7 @@ func (n *Node) propose(ctx context.Context, c command, acks ...artifact.Ack) (re
 // patience returns how much longer a proposal that began at begin waits for a leader: no longer than an election takes,
 // counted from when the last one was lost.
 func (n *Node) patience(begin time.Time) time.Duration {
+	n.pulse.leader(n.hasLeader())
 	if since := n.pulse.since(); !since.IsZero() && since.Before(begin) {
 		begin = since
 	}
@@ -68,11 +69,15 @@ func (n *Node) proposeOnce(ctx context.Context, c command, cmd []byte, acks []ar
 	if !errors.Is(err, errMoved) || id == "" || n.config.Forward == nil || string(id) == n.id.Node {
 		return result{}, err
 	}
-	body := appendRequest(nil, request{acks, cmd})
 	to := Member{ID: string(id), Address: n.addressOf(string(id)), Voter: true}
 	if to.Address == "" {
 		to.Address = string(addr)
 	}
+	return n.passOn(ctx, to, c, appendRequest(nil, request{acks, cmd}))
+}
+
+// passOn takes a proposal to the node that is thought to lead, and from there to the one that it names.
+func (n *Node) passOn(ctx context.Context, to Member, c command, body []byte) (result, error) {
 	for range maxHops {
 		data, err := n.config.Forward(ctx, to, body)
 		if err != nil {

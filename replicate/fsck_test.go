@@ -38,6 +38,7 @@ func fullMachine(t testing.TB) (*machine, *replicatetest.Database) {
 			t.Fatal(r.err)
 		}
 	}
+	m.apply(registerCommand{Peer{ID: "ID1", Name: "one", Address: "host:1", Role: RoleVoter, Boot: "B", Starts: 1}}, forgetCommand{"ID2"})
 	m.apply(publishCommand{db.Publication(a2, 3)}, forkCommand{artifact.Fork{Database: db.Name, A: db.Head(4), B: f.Head(4)}})
 	return m, db
 }

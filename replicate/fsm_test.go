@@ -45,7 +45,7 @@ func (u *universe) int(min, max int) int { return rapid.IntRange(min, max).Draw(
 
 func (u *universe) command() command {
 	n := int64(u.int(1, int(u.db.Size())))
-	switch u.int(0, 13) {
+	switch u.int(0, 16) {
 	case 0:
 		return trustCommand{u.db.Key}
 	case 1, 2, 3, 4:
@@ -61,6 +61,13 @@ func (u *universe) command() command {
 		return forkCommand{artifact.Fork{Database: u.db.Name, A: u.db.Head(max(n, 8)), B: u.fork.Head(max(n, 8))}}
 	case 7, 8:
 		return ackForkCommand{u.db.Name}
+	case 10:
+		id := []string{"A", "B"}[u.int(0, 1)]
+		return registerCommand{Peer{ID: id, Name: []string{"a", "b"}[u.int(0, 1)], Role: RoleVoter, Boot: []string{"x", "y"}[u.int(0, 1)], Starts: uint64(u.int(1, 3))}}
+	case 11:
+		return holdCommand{[]string{"A", "B"}[u.int(0, 1)], u.int(0, 1) == 0}
+	case 12:
+		return forgetCommand{[]string{"A", "B"}[u.int(0, 1)]}
 	case 9:
 		l := artifact.Listing{Path: "example.com/m0", Listed: time.Unix(int64(u.int(1, 9)), 0).UTC()}
 		for i := range u.int(0, 3) {

@@ -32,8 +32,9 @@ func (n *Node) lookAfter(ctx context.Context) {
 
 // grower is what a leader remembers from one look to the next.
 type grower struct {
-	looked bool
-	goal   int64 // leaves of the catalog at the last look
+	looked  bool
+	goal    int64 // leaves of the catalog at the last look
+	changed int64 // leaves of the catalog when the last change was made
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {
@@ -57,11 +58,23 @@ func (g *grower) step(ctx context.Context, n *Node) error {
 	}
 	// What was committed since the last look was acked by a majority without the candidate, so it may still lack that.
 	p, ok := n.candidate(all, goal)
-	if !ok || n.quorumWith(all, p.ID, true).check("") != nil {
+	if !ok || !n.caughtUp(all, g.changed) || n.quorumWith(all, p.ID, true).check("") != nil {
 		return nil
 	}
 	n.log.Info("a node becomes a voter: it holds everything", "node", p.ID, "name", p.Name, "zone", p.Zone)
-	return n.suffrage(ctx, p.ID, true, at)
+	err = n.suffrage(ctx, p.ID, true, at)
+	g.changed, _ = n.Root()
+	return err
+}
+
+// caughtUp reports whether all voters that answer hold the blobs of the first seq leaves: the change before is over then.
+func (n *Node) caughtUp(all []Peer, seq int64) bool {
+	for _, p := range all {
+		if have, ok := n.config.Complete(p.ID); p.Voter && ok && have < seq {
+			return false
+		}
+	}
+	return true
 }
 
 // candidate returns the nonvoter that is to become a voter next: of a zone that has none, if possible.
@@ -136,6 +149,17 @@ func (n *Node) QuorumAfter(ctx context.Context, id string, voter bool) (Quorum, 
 	return n.quorumWith(all, id, voter), err
 }
 
+// answers reports whether another node does, as raft and the blob followers see it: right after an election raft knows
+// only what the first heartbeats have shown.
+func (n *Node) answers(id string) bool {
+	if n.config.Complete != nil {
+		if _, ok := n.config.Complete(id); !ok {
+			return false
+		}
+	}
+	return n.pulse.answers(id)
+}
+
 func (n *Node) quorumWith(all []Peer, id string, voter bool) (q Quorum) {
 	for _, p := range all {
 		votes := p.Voter
@@ -146,7 +170,7 @@ func (n *Node) quorumWith(all []Peer, id string, voter bool) (q Quorum) {
 			continue
 		}
 		q.Voters++
-		if p.ID == n.id.Node || n.pulse.answers(p.ID) {
+		if p.ID == n.id.Node || n.answers(p.ID) {
 			q.Alive++
 		}
 	}

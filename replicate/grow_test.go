@@ -303,6 +303,25 @@ func TestRemovalGoesOn(t *testing.T) {
 	c.publish("example.com/a", "v1.0.0")
 }
 
+// Of two voters one can be removed, although that takes both votes, also when its leader is slow.
+func TestRemoveOneOfTwo(t *testing.T) {
+	refused := make(chan error, 9)
+	c := &cluster{t: t, net: newNetwork()}
+	c.config = func(i int, conf *Config) { conf.OnRefused = func(err error) { refused <- err } }
+	c.grow(2)
+	lead := c.leader()
+	i := c.follower()
+	if _, err := lead.propose(t.Context(), forgetCommand{c.nodes[i].ID()}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "end of the removal", func() bool { return len(c.leader().Members()) == 1 })
+	if err := <-refused; !errors.Is(err, ErrRemoved) {
+		t.Errorf("OnRefused(%v)", err)
+	}
+	c.close(i)
+	c.publish("example.com/a", "v1.0.0")
+}
+
 // A voter that leaves with its leadership hands it over first.
 func TestTransferAndClose(t *testing.T) {
 	c := newCluster(t, 3)

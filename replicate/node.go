@@ -51,8 +51,8 @@ type Config struct {
 	Found *Founding
 	Join  bool
 
-	// Complete says up to which leaf a node holds every blob; ok is false if that is not known now. It must not wait for
-	// the network. nil: no node becomes a voter by itself, and changes of the members are not held against it.
+	// Complete says up to which leaf a node, which may be this one, holds every blob; ok is false if that is not known now,
+	// as it does not answer. It must not wait for the network. nil: no node becomes a voter by itself, and changes of the members are not held against it.
 	Complete func(id string) (seq int64, ok bool)
 	Voters   int // how many voters there should be; 0: 3
 
@@ -156,6 +156,7 @@ type Node struct {
 	rivals    rivals                      // what other nodes say about them
 	refusal   atomic.Pointer[error]       // why the cluster does not take this node
 	refused   chan struct{}               // closed then
+	leaving   sync.Once                   // it was removed
 
 	closeOnce  sync.Once
 	closeErr   error

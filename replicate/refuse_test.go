@@ -94,6 +94,29 @@ func TestOriginalLearnsOfCopy(t *testing.T) {
 	}
 }
 
+// A node that has another address than before is found again, although its leader does not know where it is.
+func TestMovedNode(t *testing.T) {
+	c := newCluster(t, 3)
+	i := c.follower()
+	c.close(i)
+	id, err := Identify(c.dirs[i])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.net.mu.Lock()
+	delete(c.net.hosts, c.addr(i))
+	c.net.mu.Unlock()
+	h := c.net.stream(id.Node, "elsewhere")
+	n := openNode(t, Config{Dir: c.dirs[i], Stream: h, Forward: h.forward, Join: true, HeartbeatTimeout: 500 * time.Millisecond})
+	c.nodes[i] = n
+	c.registered(i)
+	if got := c.leader().addressOf(id.Node); got != "elsewhere" {
+		t.Errorf("the leader looks for it at %s", got)
+	}
+	c.publish("example.com/a", "v1.0.0")
+	c.same()
+}
+
 // A name is one node's, whoever comes later.
 func TestNameTaken(t *testing.T) {
 	refused := make(chan error, 1)

@@ -60,8 +60,36 @@ func (n *Node) registerOnce(ctx context.Context) error {
 	if err := self.check(); err != nil {
 		return err
 	}
-	_, err := n.propose(ctx, registerCommand{self})
+	c := registerCommand{self}
+	_, err := n.propose(ctx, c)
+	if errors.Is(err, errMoved) && n.config.Forward != nil {
+		return n.askAround(ctx, c)
+	}
 	return err
+}
+
+// askAround registers through any member that knows who leads. A node that has another address than before is not found
+// by its leader until it has registered.
+func (n *Node) askAround(ctx context.Context, c command) (err error) {
+	cmd, err := appendCommand(nil, c)
+	if err != nil {
+		return err
+	}
+	for _, m := range n.Members() {
+		if m.ID == n.id.Node {
+			continue
+		}
+		if addr := n.addressOf(m.ID); addr != "" {
+			m.Address = addr
+		}
+		ctx, cancel := context.WithTimeout(ctx, 5*n.config.HeartbeatTimeout)
+		_, err = n.passOn(ctx, m, c, appendRequest(nil, request{cmd: cmd}))
+		cancel()
+		if err == nil || errors.Is(err, artifact.ErrRefused) {
+			return err
+		}
+	}
+	return errMoved
 }
 
 // countStart counts a start for which there was no room before.
@@ -147,7 +175,37 @@ func (n *Node) checkSelf() {
 	}); err != nil {
 		n.log.Error("read the node table", "err", err)
 	}
-	if bad != nil {
+	switch {
+	case errors.Is(bad, ErrRemoved):
+		n.leaving.Do(func() { n.background.Go(func() { n.leave(bad) }) })
+	case bad != nil:
 		n.Refuse(bad)
 	}
+}
+
+// leave ends this node's part when it is out of the configuration, or nobody has led it for longer than an election takes.
+// Until then its vote may be needed to take it out: of two voters none can do that alone.
+func (n *Node) leave(why error) {
+	tick := time.NewTicker(n.config.HeartbeatTimeout / 4)
+	defer tick.Stop()
+	for begin := time.Now(); n.isMember() && n.patience(begin) > 0; {
+		if n.hasLeader() {
+			begin = time.Now()
+		}
+		select {
+		case <-tick.C:
+		case <-n.stopping:
+			return
+		}
+	}
+	n.Refuse(why)
+}
+
+func (n *Node) isMember() bool {
+	for _, m := range n.Members() {
+		if m.ID == n.id.Node {
+			return true
+		}
+	}
+	return false
 }
