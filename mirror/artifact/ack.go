@@ -2,11 +2,12 @@ package artifact
 
 import "time"
 
-// Ack is a node's word that the bytes of Ref are durable on its disk. It is about the disk as it was in one life of the
-// node: after a restart on an older image of that disk the bytes may be gone, and Starts tells the two apart.
+// Ack is a node's word that the bytes of Ref were durable on its disk at a time. It counts for one start of that node only:
+// Starts says how often its data directory had been opened, so that the word of a disk that was wiped or put back since is
+// worth nothing.
 type Ack struct {
-	Node   string    // the node's id
-	Starts uint64    // how often its data directory had been opened then
-	Ref    Ref       // the bytes
-	At     time.Time // when it said so, by its own clock
+	Node   string
+	Starts uint64
+	Ref    Ref
+	At     time.Time
 }

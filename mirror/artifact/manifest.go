@@ -97,13 +97,11 @@ func (m Manifest) Merge(n Manifest) (Manifest, error) {
 
 // Publication is a manifest on its way into the catalog, with the bytes of its parts that travel inline (at most
 // [MaxInline] each). A part whose bytes are nil is either a blob, stored before, or not part of this publication.
+// Acks tell whoever commits it where else the blobs of it are durable; they are no part of what is committed.
 type Publication struct {
 	Manifest  Manifest
 	Info, Mod []byte
-
-	// Acks are of the other nodes that hold the blobs. They travel to the leader, which judges them, and no further: what
-	// is agreed on does not depend on them.
-	Acks []Ack
+	Acks      []Ack
 }
 
 // Listing is what the upstream last said about a module path as a whole. It is an answer, not an artifact: nothing
