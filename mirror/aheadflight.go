@@ -22,16 +22,37 @@ var errIdle = fmt.Errorf("no client has asked for a go.mod for %v: %w", aheadIdl
 
 // fly fetches a go.mod ahead of clients, or joins whoever does it for one.
 func (a *lookAhead) fly(ctx context.Context, mv module.Version) (landed[bringing], error) {
-	key := flightKey(artifact.Mod, mv)
-	return fly(ctx, a.m.flights, key, a.m.config.ClientWait, a.m.config.FetchBudget, a.places, func(ctx context.Context) (bringing, error) {
+	key, budget := a.key(mv), a.m.config.FetchBudget
+	if a.m.config.Peers != nil {
+		budget = a.m.askBudget(artifact.Mod)
+	}
+	return fly(ctx, a.m.flights, key, a.m.config.ClientWait, budget, a.places, func(ctx context.Context) (bringing, error) {
 		ctx, land := a.launch(ctx, key, mv)
 		defer land()
-		b, err := a.m.bringIn(ctx, mv, artifact.Mod, key, "look-ahead")
+		b, err := a.askOrOwn(ctx, mv)
 		if why := context.Cause(ctx); err != nil && (why == errIdle || why == errClosing) {
 			err = why
 		}
 		return b, err
 	})
+}
+
+// key joins a flight with those of clients for the same go.mod.
+func (a *lookAhead) key(mv module.Version) string {
+	key := flightKey(artifact.Mod, mv)
+	if a.m.config.Peers != nil {
+		key = askKey(key)
+	}
+	return key
+}
+
+// askOrOwn asks the node whose turn it is, or the upstream.
+func (a *lookAhead) askOrOwn(ctx context.Context, mv module.Version) (bringing, error) {
+	key := flightKey(artifact.Mod, mv)
+	if a.m.config.Peers == nil {
+		return a.m.bringHere(ctx, mv, artifact.Mod, key, "look-ahead")
+	}
+	return a.m.askOrOwn(ctx, mv, artifact.Mod, key, "look-ahead", a.m.small)
 }
 
 // launch returns a context that ends with ctx, and when no client has asked for a go.mod for aheadIdle, unless one has

@@ -20,14 +20,17 @@ import (
 //  3. check     after the bytes proved to be those of the record, and of a module: the same
 //  4. store     after they were fsynced (which begins with the check), renamed, and the directory fsynced: a blob that no manifest names, so nobody
 //     is served it; the next ingest of the version finds it and goes on
-//  5. publish   after the catalog committed the manifest: all is done, the version is served after the restart
+//  5. spread    while or after other nodes take copies, which begins after the download, beside steps 3 and 4: here a blob as
+//     after 4; at the others nothing, or the same, because each has checked the bytes itself (see admit.go)
+//  6. publish   after the catalog committed the manifest: all is done, the version is served after the restart
 //
 // then the artifact is complete or absent, and asking again repeats the steps that are missing. There is no repair code.
 //
 // The record comes first so that the hashes are known before a byte of a zip is fetched. An info or go.mod never pulls a zip,
 // and is small: it is fetched into memory while the record is looked up (see early), and checked when both are there.
 // If two nodes let different bytes in (an info with another time, a zip packed again with the same h1), the catalog
-// keeps the first; what is served is always the catalog's.
+// keeps the first; what is served is always the catalog's. Without a quorum nothing is published: what passed the gate is
+// kept, and may be passed through (see passthrough.go).
 
 // intake is one artifact on its way through the gate.
 type intake struct {
@@ -38,8 +41,9 @@ type intake struct {
 	id   string            // of the request that asked first
 	mute bool              // a refusal is not the last word: raise no alarm
 
-	ref   artifact.Ref // set once accept has said yes
-	small []byte       // of an info or go.mod
+	ref    artifact.Ref // set once accept has said yes
+	small  []byte       // of an info or go.mod
+	copies *copies      // of a blob, to other nodes; nil: none
 }
 
 // ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
@@ -59,6 +63,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		return have, nil, err // nobody is asked for what cannot be kept
 	}
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
+	defer in.endSpread()
 	ahead := m.fetchEarly(ctx, mv, k, have)
 	defer ahead.drop()
 	if in.man, err = m.recorded(ctx, mv, have, ahead, id); err != nil {
@@ -82,7 +87,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	}
 	won, err := in.publish(ctx)
 	if err != nil {
-		return have, nil, err
+		return have, nil, in.passThrough(err)
 	}
 	m.published(ctx, mv)
 	if won.Ref(k) != in.ref {
@@ -113,6 +118,9 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	if in.kind == artifact.Zip {
 		d.Flush() // while it is checked
 	}
+	if err := in.spread(ctx, d); err != nil {
+		return err
+	}
 	in.m.reached("download")
 	start = in.m.metrics.stageDone(stageDownload, start)
 	keep := d // what becomes a blob; an info is rewritten and travels inline
@@ -128,6 +136,7 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 		err = fmt.Errorf("the upstream now has other bytes than those that were published, %v, not %v: %w", in.refOf(d), in.want, artifact.ErrRefused)
 	}
 	if err != nil {
+		in.endSpread()
 		if isRefusal(err) {
 			in.reject(d, reasonOf(err), err, source)
 		}
@@ -229,7 +238,7 @@ func readDraft(d *artifact.Draft) ([]byte, error) {
 	return b, nil
 }
 
-// publish is step 5.
+// publish is what is left of step 5, and step 6.
 func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 	start := time.Now()
 	p := artifact.Publication{Manifest: in.man}
@@ -244,6 +253,14 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 	case artifact.Zip:
 		p.Manifest.Zip = in.ref
 	}
+	acks, err := in.copied(ctx)
+	if err != nil {
+		if won, ok := in.outrun(ctx); ok {
+			return won, nil
+		}
+		return artifact.Manifest{}, err
+	}
+	p.Acks = acks
 	won, err := in.m.config.Index.Publish(ctx, p)
 	if err != nil {
 		err = fmt.Errorf("publish: %w", err)

@@ -33,10 +33,14 @@ func (m *Mirror) listed(ctx context.Context, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return body, checkList(body)
+}
+
+func checkList(body []byte) error {
 	if !utf8.Valid(body) || bytes.ContainsAny(body, "<\x00") {
-		return nil, fmt.Errorf("the upstream's answer is not a list: %w", artifact.ErrMalformed)
+		return fmt.Errorf("the upstream's answer is not a list: %w", artifact.ErrMalformed)
 	}
-	return body, nil
+	return nil
 }
 
 // maxListing bounds the versions of a list that are made known to the catalog, in bytes of the list: replicate takes
@@ -133,9 +137,9 @@ func (m *Mirror) committed(ctx context.Context, path string) ([]string, error) {
 // query answers what a branch, a commit or a prefix means now. There is no older answer to fall back on: it would be
 // wrong for whoever just pushed.
 func (m *Mirror) query(ctx context.Context, mv module.Version, cachedOnly bool) (*answer, outcome, error) {
-	key := "query " + mv.Path + "@" + mv.Version
-	if a, ok := m.queries.get(key); ok {
-		return a, outcomeHit, nil
+	key := queryKey(mv)
+	if q, ok := m.queries.get(key); ok {
+		return q.answer, outcomeHit, nil
 	}
 	if cachedOnly {
 		return nil, 0, notExist("%s@%s: not held", mv.Path, mv.Version)
@@ -146,26 +150,16 @@ func (m *Mirror) query(ctx context.Context, mv module.Version, cachedOnly bool) 
 	if err := m.knownAbsent(key); err != nil {
 		return nil, 0, err
 	}
-	l, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.FetchBudget, m.small, func(ctx context.Context) (*answer, error) {
-		body, err := m.config.Upstream.Query(ctx, mv.Path, mv.Version)
-		err = m.flights.inTime(ctx, "the upstream", err)
-		if err == nil {
-			body, err = parseResolved(body, mv.Path)
-		}
-		if err != nil {
-			return nil, m.forget(key, fmt.Errorf("%s@%s: %w", mv.Path, mv.Version, err))
-		}
-		a := newAnswer(body, typeJSON, shortCached, "")
-		m.queries.put(key, a, a.cost(), m.config.ListTTL)
-		return a, nil
+	l, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.FetchBudget, m.list.slots(), func(ctx context.Context) (*resolved, error) {
+		return m.resolveQuery(ctx, mv)
 	})
 	if err != nil {
 		return nil, 0, err
 	}
 	if l.joined {
-		return l.value, outcomeJoined, nil
+		return l.value.answer, outcomeJoined, nil
 	}
-	return l.value, outcomeFetched, nil
+	return l.value.answer, outcomeFetched, nil
 }
 
 // parseResolved returns the canonical form of the info of some version of path.

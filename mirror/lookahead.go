@@ -260,7 +260,7 @@ func (a *lookAhead) wanted(mv module.Version) {
 	a.asked = time.Now()
 	key := mv.String()
 	a.clients.put(key, true, 0, aheadUseless)
-	if f := a.aloft[flightKey(artifact.Mod, mv)]; f != nil {
+	if f := a.aloft[a.key(mv)]; f != nil {
 		f.wanted = true
 	}
 	if a.unasked[key] {

@@ -77,6 +77,10 @@ type metrics struct {
 	stale    *prometheus.CounterVec // class
 	caches   *cacheBytes
 	ahead    [numAhead]prometheus.Counter
+
+	peerBytes prometheus.Counter
+	pulls     [2]prometheus.Counter // failed, done
+	passed    prometheus.Counter
 }
 
 // What becomes of a go.mod that is looked ahead for.
@@ -100,6 +104,7 @@ const (
 	failContent  = "content"  // the bytes are not those of a module, or too large
 	failRecord   = "record"   // the record does not say what it must
 	failConflict = "conflict" // other bytes or sums were committed before
+	failPeer     = "peer"     // another node's bytes or manifest are not what they must be
 	failOther    = "other"
 )
 
@@ -134,16 +139,17 @@ func newMetrics(reg prometheus.Registerer, caches map[string]func() (int, int64)
 	for end, name := range aheadNames {
 		m.ahead[end] = ahead.WithLabelValues(name)
 	}
+	more := m.newPeerMetrics(ns, sub)
 	for s, name := range stageNames {
 		m.stages[s] = stages.WithLabelValues(name)
 	}
-	for _, reason := range []string{failSum, failContent, failRecord, failConflict, failOther} {
+	for _, reason := range []string{failSum, failContent, failRecord, failConflict, failPeer, failOther} {
 		m.failures.WithLabelValues(reason)
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.failures, m.stale, m.caches, bytes, seconds, stages, ahead} {
+	for _, c := range append(more, m.requests, m.inFlight, m.failures, m.stale, m.caches, bytes, seconds, stages, ahead) {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -163,6 +169,27 @@ func (c *cacheBytes) Collect(to chan<- prometheus.Metric) {
 	for name, size := range c.of {
 		_, bytes := size()
 		to <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(bytes), name)
+	}
+}
+
+// newPeerMetrics makes the series that a node among others has.
+func (m *metrics) newPeerMetrics(ns, sub string) []prometheus.Collector {
+	m.peerBytes = prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "peer_bytes_total",
+		Help: "Bytes of blobs that came from other nodes and passed the gate."})
+	m.passed = prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "uncommitted_answers_total",
+		Help: "Artifacts that were verified and sent without being committed, for want of a quorum."})
+	pulls := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "pulls_total",
+		Help: "Blobs pulled from other nodes, by outcome."}, []string{"outcome"})
+	m.pulls = [2]prometheus.Counter{pulls.WithLabelValues("failed"), pulls.WithLabelValues("done")}
+	return []prometheus.Collector{m.peerBytes, m.passed, pulls}
+}
+
+// pulled counts a pull.
+func (m *metrics) pulled(err error) {
+	if err != nil {
+		m.pulls[0].Inc()
+	} else {
+		m.pulls[1].Inc()
 	}
 }
 

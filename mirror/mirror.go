@@ -95,6 +95,13 @@ type Config struct {
 	SumDB     http.Handler // answers /sumdb/…, sees the whole path; nil: 404
 	Private   string       // patterns as in GOPRIVATE: such modules are refused and never looked for
 
+	Peers        Peers   // the other nodes of the cluster; nil: there are none
+	Proofs       Prover  // needed with Peers
+	Changes      Changes // what Follow follows; nil: nothing
+	Dir          string  // the data directory, for follow.json and pending/; needed by Follow and with "passthrough"
+	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
+	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
+
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
 	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s
@@ -134,7 +141,7 @@ type Mirror struct {
 	negative *cache[absence]    // by key of the flight
 	list     *topic
 	latest   *topic
-	queries  *cache[*answer] // by path@query
+	queries  *cache[*resolved] // by path@query
 
 	absentFor []string // Cache-Control of what does not exist
 
@@ -143,6 +150,12 @@ type Mirror struct {
 	small    chan struct{} // slots of fetches that are no zips
 	zips     chan struct{}
 	checks   chan struct{}
+	admits   chan struct{} // slots of blobs that come from peers
+	asks     chan struct{} // slots of questions to peers
+	pulls    chan struct{} // slots of pulls for clients
+	clients  atomic.Int64  // pulls for clients under way; those of Follow give way
+	pending  *pending      // nil: what cannot be committed is not kept
+	followed follower      // what Progress reports
 	draining atomic.Bool
 
 	step func(string) // tests stop an ingest with it; nil otherwise
@@ -167,6 +180,9 @@ func New(c Config) (*Mirror, error) {
 	setDefault(&c.MaxQueue, 1024)
 	setDefault(&c.HotBytes, 64<<20)
 	setDefault(&c.ListBytes, 32<<20)
+	if err := c.checkCluster(); err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -176,12 +192,15 @@ func New(c Config) (*Mirror, error) {
 		ids:       newIDs(),
 		hot:       newCache[*hotAnswer](c.HotBytes),
 		negative:  newCache[absence](negativeBytes),
-		queries:   newCache[*answer](c.ListBytes),
+		queries:   newCache[*resolved](c.ListBytes),
 		flights:   newFlights(c.MaxQueue, c.Log),
 		small:     make(chan struct{}, c.MaxFetches),
 		zips:      make(chan struct{}, c.MaxZipFetches),
 		absentFor: absentCached(c.NegativeTTL),
 		checks:    make(chan struct{}, c.MaxChecks),
+		admits:    make(chan struct{}, c.MaxZipFetches),
+		asks:      make(chan struct{}, c.MaxQueue),
+		pulls:     make(chan struct{}, c.MaxZipFetches),
 	}
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
@@ -195,6 +214,9 @@ func New(c Config) (*Mirror, error) {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	if m.page, err = newPage(); err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
+	}
+	if m.pending, err = openPending(m); err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	return m, nil

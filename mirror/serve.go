@@ -157,14 +157,11 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 		return err
 	}
 	w.outcome = got.outcome
-	etag := `"sha256:` + got.ref.Digest.String() + `"`
-	contentType := typeText
-	switch req.Kind {
-	case artifact.Info:
-		contentType = typeJSON
-	case artifact.Zip:
-		contentType = typeZip
+	if got.pending {
+		return m.sendUncommitted(w, r, req.Kind, got)
 	}
+	etag := `"sha256:` + got.ref.Digest.String() + `"`
+	contentType := typeOf(req.Kind)
 	if got.file != nil && got.ref.Size <= maxHot {
 		if got.small, err = readFile(got.file, got.ref.Size); err != nil {
 			return fmt.Errorf("%s %s: %w", req.Module, req.Kind, err)
@@ -221,6 +218,7 @@ type found struct {
 	small   []byte
 	file    *os.File
 	outcome outcome
+	pending bool // verified, and not committed yet
 }
 
 // artifact finds an artifact, and has it fetched if need be.
@@ -233,9 +231,9 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 	if err != nil {
 		return found{}, err
 	}
-	small, file, err := m.load(ctx, man, k)
+	small, file, err := m.held(ctx, man, k)
 	if err == nil {
-		return found{man.Ref(k), small, file, outcomeHit}, nil
+		return found{ref: man.Ref(k), small: small, file: file, outcome: outcomeHit}, nil
 	}
 	if !isAbsent(err) && !errors.Is(err, artifact.ErrDamaged) {
 		return found{}, err
@@ -250,19 +248,22 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 		return found{}, err
 	}
 	key := flightKey(k, mv)
+	if it := m.pending.get(key); it != nil {
+		return m.uncommitted(it)
+	}
 	if err := m.knownAbsent(key); err != nil {
 		return found{}, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
 	man, small, joined, err := m.fetch(ctx, mv, k, key, id)
 	if err != nil {
-		return found{}, err
+		return m.passedThrough(err)
 	}
 	out := found{ref: man.Ref(k), small: small, outcome: outcomeFetched}
 	if joined {
 		out.outcome = outcomeJoined
 	}
 	if small == nil {
-		if out.small, out.file, err = m.load(ctx, man, k); err != nil {
+		if out.small, out.file, err = m.held(ctx, man, k); err != nil {
 			return found{}, notAbsent(err)
 		}
 	}
@@ -280,13 +281,7 @@ type bringing struct {
 
 // fetch brings an artifact in for a client, or joins whoever does.
 func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (artifact.Manifest, []byte, bool, error) {
-	slots, budget := m.small, m.config.FetchBudget
-	if k == artifact.Zip {
-		slots, budget = m.zips, m.config.ZipBudget
-	}
-	l, err := fly(ctx, m.flights, key, m.config.ClientWait, budget, slots, func(ctx context.Context) (bringing, error) {
-		return m.bringIn(ctx, mv, k, key, id)
-	})
+	l, err := m.bringIn(ctx, mv, k, key, id, m.slots(k))
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w", mv, k, err)
 	}
@@ -299,13 +294,28 @@ func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, 
 	return l.value.man, l.value.small, l.joined, err
 }
 
-// bringIn has one artifact pass the gate, and remembers that there is none.
-func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (bringing, error) {
+// bringHere has one artifact pass the gate, and remembers that there is none.
+func (m *Mirror) bringHere(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (bringing, error) {
 	man, small, err := m.ingest(ctx, mv, k, id)
 	if err != nil {
 		return bringing{}, m.forget(key, err)
 	}
 	return bringing{man, small}, nil
+}
+
+// bringIn has one artifact brought in, by another node if it is its turn, or joins whoever does that.
+func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
+	if m.config.Peers != nil {
+		return m.resolve(ctx, mv, k, key, id, slots)
+	}
+	return m.own(ctx, mv, k, key, id, slots)
+}
+
+// own has one artifact pass the gate here, in one of slots, or joins whoever does that.
+func (m *Mirror) own(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
+	return fly(ctx, m.flights, key, m.config.ClientWait, m.budget(k), slots, func(ctx context.Context) (bringing, error) {
+		return m.bringHere(ctx, mv, k, key, id)
+	})
 }
 
 // manifest returns what is published for mv, which is nothing if the catalog does not know it.
@@ -351,6 +361,7 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 func (m *Mirror) published(ctx context.Context, mv module.Version) {
 	m.list.published(ctx, mv.Path)
 	m.latest.published(ctx, mv.Path)
+	m.pending.retry()
 }
 
 // atOnce is what a client on any line reads within the time that every answer has, in bytes.

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,7 +27,8 @@ type topic struct {
 	m      *Mirror
 	class  class
 	memory *cache[*seen]
-	turns  [64]chan struct{} // by hash of the path; held while the catalog is read, never while anybody else is asked
+	turns  [64]chan struct{}  // by hash of the path; held while the catalog is read, never while anybody else is asked
+	epochs [256]atomic.Uint64 // by hash of the path; raised when the catalog's listing of one of them changes
 	// ask returns what the upstream says, after making it known to the catalog. fs.ErrNotExist: it knows no such module.
 	ask func(ctx context.Context, path string) (*seen, error)
 	// held returns what the catalog alone can say; fs.ErrNotExist if it can say nothing.
@@ -45,6 +45,7 @@ type seen struct {
 	counted  int       // how many published versions were considered; upstreamOnly if the upstream's word was all
 	at       time.Time // when that was true
 	failed   time.Time // when the upstream last failed to give a newer one
+	epoch    uint64    // of the path when the catalog was read for it
 }
 
 const upstreamOnly = -1
@@ -61,16 +62,19 @@ func newTopic(m *Mirror, c class) *topic {
 
 // turn waits for the turn for path and returns what ends it. It heeds no context: a publication must be seen.
 func (t *topic) turn(path string) (end func()) {
-	h := fnv.New32a()
-	_, _ = io.WriteString(h, path) // never fails
-	c := t.turns[h.Sum32()%uint32(len(t.turns))]
+	c := t.turns[shard(path, len(t.turns))]
 	c <- struct{}{}
 	return func() { <-c }
 }
 
+func (t *topic) epoch(path string) *atomic.Uint64 { return &t.epochs[shard(path, len(t.epochs))] }
+
 // get returns the answer for a module path.
 func (t *topic) get(ctx context.Context, path string, cachedOnly bool) (*answer, outcome, error) {
 	s, _ := t.memory.get(path)
+	if s != nil && t.m.config.Peers != nil && s.epoch != t.epoch(path).Load() {
+		s = t.catchUp(ctx, path)
+	}
 	if s != nil {
 		age := time.Since(s.at)
 		switch {
@@ -81,7 +85,7 @@ func (t *topic) get(ctx context.Context, path string, cachedOnly bool) (*answer,
 		case time.Since(s.failed) < failedWait:
 			return t.stale(s)
 		case age < 2*t.m.config.ListTTL:
-			background(t.m.flights, t.key(path), t.budget(), t.m.small, func(ctx context.Context) (any, error) { return t.refresh(ctx, path) })
+			background(t.m.flights, t.key(path), t.budget(), t.slots(), func(ctx context.Context) (any, error) { return t.refresh(ctx, path) })
 			return s.answer, outcomeStale, nil
 		}
 	} else if err := t.m.knownAbsent(t.key(path)); err != nil {
@@ -142,7 +146,7 @@ func (t *topic) wait(ctx context.Context, path string, old *seen) (*answer, outc
 }
 
 func (t *topic) fly(ctx context.Context, path string, wait time.Duration) (landed[*seen], error) {
-	return fly(ctx, t.m.flights, t.key(path), wait, t.budget(), t.m.small, func(ctx context.Context) (*seen, error) { return t.refresh(ctx, path) })
+	return fly(ctx, t.m.flights, t.key(path), wait, t.budget(), t.slots(), func(ctx context.Context) (*seen, error) { return t.refresh(ctx, path) })
 }
 
 func (t *topic) key(path string) string { return t.class.String() + " " + path }
@@ -157,15 +161,22 @@ func (t *topic) stale(s *seen) (*answer, outcome, error) {
 
 // refresh brings the answer for path up to date, as far as that is possible, and keeps it in memory.
 func (t *topic) refresh(ctx context.Context, path string) (*seen, error) {
+	epoch := t.epoch(path).Load()
 	s, err := t.renew(ctx, path)
 	if err != nil {
 		return nil, err
 	}
+	return t.install(ctx, path, s, epoch)
+}
+
+// install brings s up to date with the catalog and keeps it in memory. It was found out after the epoch.
+func (t *topic) install(ctx context.Context, path string, s *seen, epoch uint64) (*seen, error) {
 	defer t.turn(path)()
 	now, keep, err := t.settle(ctx, path, s)
 	if err != nil {
 		return nil, err
 	}
+	now.epoch = epoch
 	if keep {
 		t.keep(path, now)
 	} else {
@@ -196,7 +207,7 @@ func (t *topic) renew(ctx context.Context, path string) (*seen, error) {
 		return t.orAbsent(ctx, path, t.held, errOffline)
 	}
 	asking, cancel := context.WithTimeoutCause(ctx, t.m.config.ListBudget, &budgetError{t.m.config.ListBudget})
-	s, err := t.ask(asking, path)
+	s, err := t.askAround(asking, path)
 	err = t.m.flights.inTime(asking, "the upstream", err)
 	cancel()
 	if err == nil {

@@ -1,0 +1,337 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/time/rate"
+
+	"modmirror/mirror/artifact"
+)
+
+// Progress says how far this node holds the blobs that the catalog names.
+type Progress struct {
+	Watermark int64     // every blob of the changes before this place is durable here
+	Missing   int       // blobs that are known to be missing
+	Bytes     int64     // of them
+	Since     time.Time // since when the oldest of them is missing; zero if none is
+}
+
+const (
+	cursorFile = "follow.json"
+	maxCursor  = 4 << 10 // bytes of it
+
+	followPulls   = 4       // pulls at a time
+	followWindow  = 1 << 16 // blobs that are known to be missing; changes after that are read when some are here
+	followBurst   = 1 << 20 // bytes that a limit on the speed lets through at once
+	followYield   = time.Second
+	followSave    = 5 * time.Second // between two fsyncs of the cursor; what was done since is looked at again after a crash
+	followRescan  = 10 * time.Second
+	firstRepull   = time.Second
+	lastRepull    = time.Minute
+	followMaximum = 30 * time.Minute // for one pull, limited as it may be; what is larger than that allows starts again
+)
+
+// cursor is what follow.json has: {"next":123}.
+type cursor struct {
+	Next int64 `json:"next"`
+}
+
+// follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
+// some at a time and in no order; its watermark is the place of the first change of which a blob is missing. The watermark is
+// kept in follow.json, and moves only when every blob before it is durable. What is true if the process dies:
+//
+//	during a pull              a leftover in tmp/; the blob is missing, and the watermark is before it
+//	after the blob is durable  the same watermark; the next process finds the blob and goes on
+//	after follow.json          the new watermark
+//
+// A follow.json that cannot be read counts as one that says 0: everything is looked at again, and what is here is not pulled.
+type follower struct {
+	m     *Mirror
+	files *dataFiles
+	limit *rate.Limiter // nil: none
+
+	next    int64       // place of the first change that has not been read
+	missing []*missing  // in the order of their places
+	bytes   int64       // of them
+	active  int         // pulls under way
+	ended   chan pulled // of them
+	saved   int64       // the watermark in follow.json
+	saveAt  time.Time   // not to be saved again before
+	scanAt  time.Time   // not to be read again before, after an error
+
+	mu       sync.Mutex
+	progress Progress // guarded by mu
+}
+
+// missing is a blob that is not here. All of it belongs to the loop.
+type missing struct {
+	seq     int64
+	module  module.Version
+	kind    artifact.Kind
+	ref     artifact.Ref
+	since   time.Time
+	at      time.Time // not to be tried before
+	wait    time.Duration
+	pulling bool
+}
+
+// pulled is the end of a pull.
+type pulled struct {
+	what *missing
+	err  error
+}
+
+// Progress returns how far Follow has come. It is all zero before Follow has read its cursor.
+func (m *Mirror) Progress() Progress {
+	m.followed.mu.Lock()
+	defer m.followed.mu.Unlock()
+	return m.followed.progress
+}
+
+// Follow pulls from other nodes what the catalog names and this node does not hold, until ctx ends. It needs Peers, Changes and
+// Dir, and is called once. A blob that no node has is tried again for ever, and stops none of the others.
+func (m *Mirror) Follow(ctx context.Context) error {
+	if m.config.Peers == nil || m.config.Changes == nil || m.config.Dir == "" {
+		return errors.New("follow: Peers, Changes and Dir are needed")
+	}
+	f := &m.followed
+	files, err := openFiles(m.config.Dir, m.config.Store)
+	if err != nil {
+		return fmt.Errorf("follow: %w", err)
+	}
+	defer files.root.Close()
+	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls)
+	if m.config.PullLimit > 0 {
+		f.limit = rate.NewLimiter(rate.Limit(m.config.PullLimit), followBurst)
+	}
+	f.load()
+	f.run(ctx)
+	return nil
+}
+
+func (f *follower) load() {
+	b, err := f.files.read(cursorFile, maxCursor)
+	var c cursor
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err == nil && c.Next < 0 {
+		err = fmt.Errorf("next is %d", c.Next)
+	}
+	if err != nil {
+		c.Next = 0
+		if !errors.Is(err, fs.ErrNotExist) {
+			f.m.log.Warn("the cursor of the blob follower is of no use, all blobs are looked for again", "file", cursorFile, "err", err)
+		}
+	}
+	f.next, f.saved = c.Next, c.Next
+	f.report()
+}
+
+// run is the loop, which owns all but progress.
+func (f *follower) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		wake := f.m.wake()
+		f.scan(ctx)
+		f.start(ctx)
+		f.report()
+		f.save(false)
+		timer := time.NewTimer(f.idle())
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case r := <-f.ended:
+			f.finish(r)
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	for f.active > 0 {
+		f.finish(<-f.ended)
+	}
+	f.save(true)
+	f.report()
+}
+
+// scan reads the changes that it has not read, and looks which of their blobs are here.
+func (f *follower) scan(ctx context.Context) {
+	if time.Now().Before(f.scanAt) || len(f.missing) >= followWindow {
+		return
+	}
+	for c, err := range f.m.config.Changes.Changes(ctx, f.next) {
+		if err == nil && c.Seq < f.next {
+			err = fmt.Errorf("change %d instead of %d: %w", c.Seq, f.next, artifact.ErrDamaged)
+		}
+		if err == nil {
+			err = f.look(ctx, c)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				f.m.log.Warn("the blob follower cannot go on for now", "seq", f.next, "err", err)
+				f.scanAt = time.Now().Add(followRescan)
+			}
+			return
+		}
+		f.next = c.Seq + 1
+		if len(f.missing) >= followWindow {
+			return
+		}
+	}
+}
+
+// look notes what is missing of one change.
+func (f *follower) look(ctx context.Context, c artifact.Change) error {
+	for _, k := range []artifact.Kind{artifact.Mod, artifact.Zip} {
+		ref := c.Manifest.Ref(k)
+		if ref.IsZero() || k == artifact.Mod && ref.Size <= artifact.MaxInline {
+			continue
+		}
+		err := f.m.config.Store.Durable(ref)
+		switch {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
+			f.missing = append(f.missing, &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now()})
+			f.bytes += ref.Size
+		default:
+			return err
+		}
+	}
+	f.m.published(ctx, c.Manifest.Module) // what this node says of the path may be out of date
+	return nil
+}
+
+// start starts the pulls that are due, as many as may run.
+func (f *follower) start(ctx context.Context) {
+	now := time.Now()
+	for _, b := range f.missing {
+		if f.active >= followPulls {
+			return
+		}
+		if b.pulling || now.Before(b.at) {
+			continue
+		}
+		b.pulling = true
+		f.active++
+		go func() { f.ended <- pulled{b, f.pull(ctx, b)} }()
+	}
+}
+
+// pull brings one blob here.
+func (f *follower) pull(ctx context.Context, b *missing) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // a bug must not stop the others
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	if f.m.config.Store.Durable(b.ref) == nil {
+		return nil // a client was faster
+	}
+	ctx, cancel := context.WithTimeout(ctx, followMaximum)
+	defer cancel()
+	man, err := f.m.manifest(ctx, b.module)
+	if err != nil {
+		return err
+	}
+	if man.Ref(b.kind) != b.ref {
+		return nil // the catalog does not name it any more
+	}
+	return f.m.fetchBlob(ctx, man, b.kind, f.pace)
+}
+
+// pace lets a pull go on when the limit and the clients' pulls let it: these come first, but not for ever.
+func (f *follower) pace(ctx context.Context, n int) error {
+	for waited := time.Duration(0); f.m.clients.Load() > 0 && waited < followYield; waited += followYield / 20 {
+		select {
+		case <-time.After(followYield / 20):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if f.limit == nil {
+		return nil
+	}
+	return f.limit.WaitN(ctx, n)
+}
+
+// finish notes the end of a pull.
+func (f *follower) finish(r pulled) {
+	f.active--
+	b := r.what
+	b.pulling = false
+	if r.err == nil {
+		i := slices.Index(f.missing, b) // most are near the front
+		f.missing = slices.Delete(f.missing, i, i+1)
+		f.bytes -= b.ref.Size
+		return
+	}
+	b.wait = min(max(2*b.wait, firstRepull), lastRepull)
+	b.at = time.Now().Add(b.wait/2 + rand.N(b.wait/2+1))
+	if b.wait == firstRepull || b.wait == lastRepull {
+		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", r.err)
+	}
+}
+
+// watermark returns the place before which every blob is durable.
+func (f *follower) watermark() int64 {
+	if len(f.missing) > 0 {
+		return f.missing[0].seq
+	}
+	return f.next
+}
+
+// save keeps the watermark, if it moved: now and then, and at the end.
+func (f *follower) save(now bool) {
+	w := f.watermark()
+	if w == f.saved || !now && time.Now().Before(f.saveAt) {
+		return
+	}
+	f.saveAt = time.Now().Add(followSave)
+	b, err := json.Marshal(cursor{w})
+	if err == nil {
+		err = f.files.write(cursorFile, b)
+	}
+	if err != nil {
+		f.m.log.Warn("cannot keep the cursor of the blob follower", "err", err)
+		return
+	}
+	f.saved = w
+}
+
+// idle returns how long there is nothing to do, unless something happens.
+func (f *follower) idle() time.Duration {
+	now, wait := time.Now(), time.Hour
+	if f.active < followPulls {
+		for _, b := range f.missing {
+			if !b.pulling {
+				wait = min(wait, b.at.Sub(now))
+			}
+		}
+	}
+	if f.watermark() != f.saved {
+		wait = min(wait, f.saveAt.Sub(now))
+	}
+	if f.scanAt.After(now) {
+		wait = min(wait, f.scanAt.Sub(now))
+	}
+	return max(wait, time.Millisecond)
+}
+
+// report tells Progress.
+func (f *follower) report() {
+	p := Progress{Watermark: f.watermark(), Missing: len(f.missing), Bytes: f.bytes}
+	if len(f.missing) > 0 {
+		p.Since = f.missing[0].since // they are noted in order
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.progress = p
+}

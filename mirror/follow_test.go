@@ -1,0 +1,262 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// fill commits so many module versions through node 0, and returns their zips in the order of the log.
+func (c *cluster) fill(count int) (refs []artifact.Ref) {
+	c.t.Helper()
+	for i := range count {
+		mv := c.up.Add(fmt.Sprintf("example.com/m%d@v1.0.0\n-- go.mod --\nmodule example.com/m%d\n-- a.go --\npackage a\n", i, i))
+		zip, mod := c.up.Sums(mv)
+		c.sums.set(mv, zip, mod)
+		c.nodes[0].want("/"+mv.Path+"/@v/v1.0.0.zip", 200, "PK")
+		refs = append(refs, artifact.RefOf(c.up.Artifact(mv, artifact.Zip)))
+	}
+	return refs
+}
+
+// follow runs Follow in the background; what it returns stops it as the end of the process does.
+func (n *node) follow() (stop func()) {
+	ctx, cancel := context.WithCancel(n.t.Context())
+	done := make(chan error, 1)
+	m := n.Mirror
+	go func() { done <- m.Follow(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			n.t.Error(err)
+		}
+	}
+}
+
+// until waits for something that Progress tells.
+func (n *node) until(ok func(Progress) bool) {
+	n.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok(n.Progress()) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s stays at %+v\n%s", name(n.id), n.Progress(), n.logs)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (n *node) cursor() string {
+	b, _ := os.ReadFile(filepath.Join(n.dir, cursorFile))
+	return string(b)
+}
+
+// An empty node gets every blob, and goes on with what is committed later.
+func TestFollow(t *testing.T) {
+	c := newCluster(t, 3)
+	c.set(func() { c.down[2] = true })
+	refs := c.fill(12)
+	c.set(func() { c.down[2] = false })
+	n := c.nodes[2]
+	if n.store.Has(refs[0]) {
+		t.Fatal("the test needs a node without blobs")
+	}
+	stop := n.follow()
+	n.until(func(p Progress) bool { return p.Watermark == 12 && p.Missing == 0 && p.Bytes == 0 && p.Since.IsZero() })
+	for _, ref := range refs {
+		if err := n.store.Verify(t.Context(), ref); err != nil {
+			t.Error(err)
+		}
+	}
+	c.nodes[0].want(zipPath, 200, "PK")
+	n.until(func(p Progress) bool { return p.Watermark == 13 })
+	stop()
+	if got := n.cursor(); got != `{"next":13}` {
+		t.Errorf("%s: %s", cursorFile, got)
+	}
+}
+
+// A blob that nobody has holds the watermark and nothing else; the node says what it lacks and since when.
+func TestFollowHole(t *testing.T) {
+	c := newCluster(t, 3)
+	c.set(func() { c.down[2] = true })
+	refs := c.fill(8)
+	c.set(func() { c.down[2] = false })
+	c.nodes[0].lose(refs[3])
+	c.nodes[1].lose(refs[3])
+	n := c.nodes[2]
+	begin := time.Now()
+	stop := n.follow()
+	hole := func(p Progress) bool {
+		return p.Watermark == 3 && p.Missing == 1 && p.Bytes == refs[3].Size && !p.Since.Before(begin)
+	}
+	n.until(hole)
+	for i, ref := range refs {
+		if n.store.Has(ref) != (i != 3) {
+			t.Errorf("blob %d: %v", i, n.store.Has(ref))
+		}
+	}
+	stop()
+	if got := n.cursor(); got != `{"next":3}` {
+		t.Errorf("%s: %s", cursorFile, got)
+	}
+	// The next process does not forget the hole, and fills it when it can.
+	n.boot()
+	defer n.follow()()
+	n.until(hole)
+	c.nodes[1].start(func(cf *Config) { cf.Index = c.nodes[1].index })
+	c.nodes[1].want("/example.com/m3/@v/v1.0.0.zip", 200, "PK")
+	n.until(func(p Progress) bool { return p.Watermark == 8 && p.Missing == 0 })
+}
+
+// Whatever the cursor's file holds, no blob is skipped, and none is pulled that is here.
+func TestFollowRestart(t *testing.T) {
+	for _, content := range []string{"", "{", "null", `{"next":-5}`, `{"next":"x"}`, strings.Repeat("9", maxCursor+1), `{"next":2}`, "none"} {
+		c := newCluster(t, 3)
+		refs := c.fill(4)
+		n := c.nodes[2]
+		for _, ref := range refs {
+			n.lose(ref)
+		}
+		if content != "none" {
+			if err := os.WriteFile(filepath.Join(n.dir, cursorFile), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := c.fetches(2, 0) + c.fetches(2, 1)
+		stop := n.follow()
+		n.until(func(p Progress) bool { return p.Watermark == 4 })
+		stop()
+		want := 4
+		if content == `{"next":2}` {
+			want = 2
+		}
+		if got := c.fetches(2, 0) + c.fetches(2, 1) - before; got != want {
+			t.Errorf("%.20q: %d pulls, want %d", content, got, want)
+		}
+		n.boot()
+		stop = n.follow()
+		n.until(func(p Progress) bool { return p.Watermark == 4 })
+		stop()
+		if got := c.fetches(2, 0) + c.fetches(2, 1) - before; got != want {
+			t.Errorf("%.20q: %d pulls after a restart, want %d", content, got, want)
+		}
+	}
+}
+
+// A process that dies with pulls under way has a cursor from before them.
+func TestFollowCrash(t *testing.T) {
+	c := newCluster(t, 3)
+	c.set(func() { c.down[2] = true })
+	refs := c.fill(9)
+	c.set(func() { c.down[2] = false })
+	n := c.nodes[2]
+	gate := make(chan struct{})
+	var begun, most atomic.Int64
+	c.set(func() {
+		c.tamper = func(from int, body io.Reader) io.Reader {
+			now := begun.Add(1)
+			if now <= 2 {
+				return body
+			}
+			most.Store(max(most.Load(), now-2))
+			return io.MultiReader(body, &waiting{gate}) // all of it came, and its end does not
+		}
+	})
+	stop := n.follow()
+	n.until(func(p Progress) bool { return begun.Load() == 6 && p.Missing == 7 })
+	if most.Load() != followPulls {
+		t.Errorf("%d pulls at a time", most.Load())
+	}
+	stop()
+	close(gate)
+	for _, ref := range refs[:n.Progress().Watermark] {
+		if !n.store.Has(ref) {
+			t.Error("the watermark is after a blob that is missing")
+		}
+	}
+	if got, want := n.cursor(), fmt.Sprintf(`{"next":%d}`, n.Progress().Watermark); got != want && n.Progress().Watermark > 0 {
+		t.Errorf("%s: %s, want %s", cursorFile, got, want)
+	}
+	c.set(func() { c.tamper = nil })
+	n.boot()
+	defer n.follow()()
+	n.until(func(p Progress) bool { return p.Watermark == 9 })
+	for _, ref := range refs {
+		if err := n.store.Verify(t.Context(), ref); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A liar does not hold a follower up, and is named.
+func TestFollowLies(t *testing.T) {
+	c := newCluster(t, 3)
+	c.set(func() { c.down[2] = true })
+	c.fill(3)
+	c.set(func() {
+		c.down[2] = false
+		c.tamper = func(from int, body io.Reader) io.Reader {
+			if from == 0 {
+				return io.MultiReader(strings.NewReader("x"), body)
+			}
+			return body
+		}
+	})
+	n := c.nodes[2]
+	defer n.follow()()
+	n.until(func(p Progress) bool { return p.Watermark == 3 })
+	if got := n.metric("verification_failures_total", "peer"); got != 3 {
+		t.Errorf("%v refused", got)
+	}
+}
+
+// What others publish is in this node's lists as soon as it is followed.
+func TestFollowLists(t *testing.T) {
+	c := newCluster(t, 2)
+	n := c.nodes[1]
+	defer n.follow()()
+	n.want(helloPath+"list", 200, "v1.0.0\n")
+	c.up.Add("example.com/hello@v1.9.0\n-- go.mod --\nmodule example.com/hello\n")
+	mv := helloV
+	mv.Version = "v1.9.0"
+	zip, mod := c.up.Sums(mv)
+	c.sums.set(mv, zip, mod)
+	c.nodes[0].want(helloPath+"v1.9.0.mod", 200, "")
+	n.until(func(p Progress) bool { return p.Watermark == 1 })
+	n.want(helloPath+"list", 200, "v1.0.0\nv1.9.0\n")
+}
+
+// The follower's pulls keep to the limit and give way to clients' pulls, but not for ever.
+func TestFollowPace(t *testing.T) {
+	c := newCluster(t, 1)
+	f := &follower{m: c.nodes[0].Mirror}
+	f.m.clients.Add(1)
+	var moved sync.WaitGroup
+	start := time.Now()
+	moved.Go(func() {
+		if err := f.pace(t.Context(), 1); err != nil {
+			t.Error(err)
+		}
+	})
+	moved.Wait()
+	if took := time.Since(start); took < followYield {
+		t.Errorf("went on after %v while a client pulls", took)
+	}
+	f.m.clients.Add(-1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	f.m.clients.Add(1)
+	defer f.m.clients.Add(-1)
+	if err := f.pace(ctx, 1); err == nil {
+		t.Error("heeds no context")
+	}
+}

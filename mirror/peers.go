@@ -1,0 +1,138 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+// Peers are the other nodes of the cluster, as a Mirror needs them. They are trusted as little as an upstream: every byte that
+// they hand over passes [Mirror.Admit]. All methods must end soon after their context, and so must the bodies that they pass on.
+type Peers interface {
+	// Resolve asks the node whose turn it is to bring in an artifact (its [Mirror.Bring]), and the next if it does not answer.
+	// It returns the manifest that is committed then. ok is false if it is this node's own turn, at the latest when no other
+	// node answers. An error is the other node's word and has its class (see [ErrorClass]); that a node cannot be reached is no
+	// error but a reason to ask the next.
+	Resolve(ctx context.Context, mv module.Version, k artifact.Kind) (man artifact.Manifest, ok bool, err error)
+	// Ask asks the node whose turn it is for a path what the upstream says of it (its [Mirror.Tell]): op is OpList, OpLatest or
+	// OpQuery, which alone has a query. ok is as in Resolve.
+	Ask(ctx context.Context, op Op, path, query string) (told Told, ok bool, err error)
+	// Spread begins to copy the bytes of ref to other voters (their [Mirror.Admit]), while the caller goes on checking them. The
+	// body can be read until Wait or Cancel has returned; whoever reads it later gets an error.
+	Spread(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.ReaderAt) Spreading
+	// Fetch calls accept with the bytes of ref from the nearest peer that has them, and with those of the next if accept's error
+	// matches artifact.ErrRefused, ErrMalformed or ErrUnavailable. It succeeds when accept did; otherwise its error wraps
+	// accept's, and matches [io/fs.ErrNotExist] only if every peer says that it does not have them. size is -1 if not known,
+	// source names the peer.
+	Fetch(ctx context.Context, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error
+}
+
+// Spreading is bytes on their way to other nodes. Exactly one of its methods is called, once.
+type Spreading interface {
+	// Wait returns the acks of enough nodes for the bytes to be committed. If too few can be had, the error matches
+	// artifact.ErrUnavailable, and the acks there are come along.
+	Wait(ctx context.Context) ([]artifact.Ack, error)
+	// Cancel ends the copying: the bytes turned out to be wrong, or nobody needs them any more.
+	Cancel()
+}
+
+// Told is what another node knows of an upstream's answer, and how long ago the upstream said so: a length of time, because
+// clocks differ. Of a list, the body is the upstream's and not united with what was published.
+type Told struct {
+	Body []byte
+	Age  time.Duration
+}
+
+// Prover checks manifests against the tree heads that the cluster has committed.
+type Prover interface {
+	// Proven returns nil if the record of man is included in a committed tree head that this node has. If it is not included the
+	// error matches artifact.ErrRefused; if this node does not have that head, or not yet, artifact.ErrUnavailable.
+	Proven(ctx context.Context, man artifact.Manifest) error
+}
+
+// Changes is the catalog in the order in which it came to be.
+type Changes interface {
+	// Changes yields what the catalog has from place number from on, in order and without gaps, and ends with the last.
+	Changes(ctx context.Context, from int64) iter.Seq2[artifact.Change, error]
+	// Wake returns a channel that is closed, or sent to, when something was applied after the call.
+	Wake() <-chan struct{}
+}
+
+// checkCluster reports what is missing of what Peers and the like need.
+func (c *Config) checkCluster() error {
+	switch {
+	case c.Peers != nil && c.Proofs == nil:
+		return errors.New("with Peers, Proofs are needed")
+	case c.OnQuorumLoss != "" && c.OnQuorumLoss != passThrough && c.OnQuorumLoss != "fail":
+		return fmt.Errorf("OnQuorumLoss is %q, not %q or %q", c.OnQuorumLoss, passThrough, "fail")
+	case c.OnQuorumLoss == passThrough && c.Dir == "":
+		return fmt.Errorf("with OnQuorumLoss %q, Dir is needed", passThrough)
+	}
+	return nil
+}
+
+// classes name the errors that travel from node to node, in the order in which statusOf looks at them.
+var classes = []struct {
+	name string
+	err  error
+}{
+	{"bad request", ErrBadRequest},
+	{"policy", artifact.ErrPolicy},
+	{"conflict", artifact.ErrConflict},
+	{"refused", artifact.ErrRefused},
+	{"malformed", artifact.ErrMalformed},
+	{"no quorum", artifact.ErrNoQuorum},
+	{"late", context.DeadlineExceeded},
+	{"late", os.ErrDeadlineExceeded},
+	{"stale", artifact.ErrStale},
+	{"unavailable", artifact.ErrUnavailable},
+	{"unavailable", artifact.ErrDamaged},
+	{"unavailable", context.Canceled},
+	{"absent", fs.ErrNotExist},
+}
+
+// maxTold bounds the text of an error that travels from node to node, in bytes.
+const maxTold = 2 << 10
+
+// ErrorClass returns what travels to another node in place of err: the name of its class, and its text.
+func ErrorClass(err error) (class, text string) {
+	text = artifact.Truncate(err.Error(), maxTold)
+	for _, c := range classes {
+		if errors.Is(err, c.err) {
+			return c.name, text
+		}
+	}
+	return "internal", text
+}
+
+// ClassError is the inverse of ErrorClass: an error of that class and text, which has no other class. It never says that
+// something is absent unless the class does.
+func ClassError(class, text string) error {
+	for _, c := range classes {
+		if c.name == class {
+			return &toldError{artifact.Truncate(text, maxTold), c.err}
+		}
+	}
+	return &toldError{artifact.Truncate(text, maxTold), artifact.ErrUnavailable} // of a node that is newer than this one
+}
+
+// toldError is an error of another node.
+type toldError struct {
+	text  string
+	class error
+}
+
+func (e *toldError) Error() string { return e.text }
+func (e *toldError) Unwrap() error { return e.class }
+
+// fromPeer says whose bytes were not taken.
+func fromPeer(source string, err error) error { return fmt.Errorf("from peer %s: %w", source, err) }

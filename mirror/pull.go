@@ -1,0 +1,82 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"modmirror/mirror/artifact"
+)
+
+// held returns the published bytes of kind k like load, and pulls a blob from another node if it is missing here, or damaged.
+// Who waits for that has the whole of it, verified. An error is that of load, or that of a client's patience.
+func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kind) ([]byte, *os.File, error) {
+	small, f, err := m.load(ctx, man, k)
+	ref := man.Ref(k)
+	blob := k == artifact.Zip || ref.Size > artifact.MaxInline
+	if err == nil || m.config.Peers == nil || !blob || !errors.Is(err, artifact.ErrDamaged) {
+		return small, f, err
+	}
+	if perr := m.pull(ctx, man, k); perr != nil {
+		if late := (*waitError)(nil); errors.As(perr, &late) || ctx.Err() != nil {
+			return nil, nil, fmt.Errorf("%s %s: %w", man.Module, k, perr)
+		}
+		m.log.Info("no other node has the bytes that are missing here", "module", man.Module.Path, "version", man.Module.Version, "kind", k, "digest", ref.Digest, "err", perr)
+		return nil, nil, fmt.Errorf("%w; other nodes: %v", err, perr)
+	}
+	return m.load(ctx, man, k)
+}
+
+// pull brings a published blob here for a client, or joins whoever does.
+func (m *Mirror) pull(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
+	key := "pull " + man.Ref(k).Digest.String()
+	_, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.ZipBudget, m.pulls, func(ctx context.Context) (struct{}, error) {
+		m.clients.Add(1)
+		defer m.clients.Add(-1)
+		return struct{}{}, m.fetchBlob(ctx, man, k, nil)
+	})
+	return err
+}
+
+// fetchBlob takes a published blob from the nearest peer that has the right bytes, through the gate.
+func (m *Mirror) fetchBlob(ctx context.Context, man artifact.Manifest, k artifact.Kind, pace pacer) error {
+	ref := man.Ref(k)
+	admitted := false
+	err := m.config.Peers.Fetch(ctx, ref, func(body io.Reader, size int64, source string) error {
+		if size >= 0 && size != ref.Size {
+			return fromPeer(source, fmt.Errorf("it has %d of %d bytes: %w", size, ref.Size, artifact.ErrUnavailable))
+		}
+		err := m.admit(ctx, man, k, ref, body, source, pace)
+		admitted = err == nil
+		return err
+	})
+	if err == nil && !admitted {
+		err = fmt.Errorf("no peer had anything to accept: %w", artifact.ErrUnavailable)
+	}
+	m.metrics.pulled(err)
+	return err
+}
+
+// pacer slows the reading of a body down: it returns when n more bytes may be read.
+type pacer func(ctx context.Context, n int) error
+
+// paced is a body that is read no faster than its pacer lets it.
+type paced struct {
+	ctx  context.Context
+	r    io.Reader
+	pace pacer
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b[:min(len(b), paceStep)])
+	if n > 0 {
+		if perr := p.pace(p.ctx, n); perr != nil {
+			return n, perr
+		}
+	}
+	return n, err
+}
+
+const paceStep = 32 << 10 // bytes that are read at a time by who is paced
