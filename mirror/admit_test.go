@@ -248,6 +248,22 @@ func TestAdmitSlow(t *testing.T) {
 	})
 }
 
+// Admit gives such a peer up, and tells it from a liar.
+func TestAdmitHangs(t *testing.T) {
+	c := newCluster(t, 1)
+	n, man := c.nodes[0], c.manifestOf(helloV)
+	synctest.Test(t, func(t *testing.T) {
+		body, end := io.Pipe()
+		defer end.Close()
+		start := time.Now()
+		err := n.Admit(t.Context(), man, artifact.Zip, artifact.Ref{Size: 100}, body, "node9")
+		if took := time.Since(start); took != pullStall || !errors.Is(err, artifact.ErrUnavailable) || isRefusal(err) {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+	n.nothingStored()
+}
+
 // dripping sends n bytes, one at a time.
 type dripping struct {
 	pause time.Duration

@@ -57,6 +57,8 @@ type node struct {
 	changes []artifact.Change
 	woken   chan struct{}
 	heads   bool // it has the tree heads
+
+	moved chan struct{} // has room for one: the follower has reported
 }
 
 // newCluster starts n mirrors in front of an upstream that has hello.
@@ -67,7 +69,7 @@ func newCluster(t *testing.T, n int, options ...func(*Config)) *cluster {
 	zip, mod := c.up.Sums(c.up.Add(hello))
 	c.sums.set(helloV, zip, mod)
 	for id := range n {
-		nd := &node{c: c, id: id, woken: make(chan struct{}), heads: true, options: options}
+		nd := &node{c: c, id: id, woken: make(chan struct{}), moved: make(chan struct{}, 1), heads: true, options: options}
 		nd.rig = &rig{t: t, up: c.up, index: newMemIndex(), sums: c.sums, dir: t.TempDir(), logs: new(lockedBuffer)}
 		c.nodes = append(c.nodes, nd)
 		nd.boot()
@@ -80,6 +82,14 @@ func (n *node) boot() {
 	n.start(append([]func(*Config){func(cf *Config) {
 		cf.Index, cf.Proofs, cf.Changes, cf.Peers, cf.Dir = clusterIndex{n.index, n}, n, n, &fakePeers{n.c, n.id}, n.dir
 	}}, n.options...)...)
+	n.step = func(step string) {
+		if step == "follow" {
+			select {
+			case n.moved <- struct{}{}:
+			default:
+			}
+		}
+	}
 }
 
 // clusterIndex is the catalog of a node.
@@ -102,8 +112,12 @@ func (x clusterIndex) Publish(ctx context.Context, p artifact.Publication) (arti
 		return artifact.Manifest{}, fmt.Errorf("no leader: %w", artifact.ErrNoQuorum)
 	}
 	have := c.agreed.manifests[p.Manifest.Module]
-	if !p.Manifest.Zip.IsZero() && have.Zip.IsZero() && !c.acked(x.n.id, p) {
-		return artifact.Manifest{}, fmt.Errorf("too few acks for %v: %v: %w", p.Manifest.Zip, p.Acks, artifact.ErrUnavailable)
+	for _, k := range []artifact.Kind{artifact.Mod, artifact.Zip} {
+		ref := p.Manifest.Ref(k)
+		blob := k == artifact.Zip || ref.Size > artifact.MaxInline
+		if blob && !ref.IsZero() && have.Ref(k).IsZero() && !c.acked(x.n.id, ref, p.Acks) {
+			return artifact.Manifest{}, fmt.Errorf("too few acks for %v: %v: %w", ref, p.Acks, artifact.ErrUnavailable)
+		}
 	}
 	if err := c.agreed.merge(p); err != nil {
 		return artifact.Manifest{}, err
@@ -113,10 +127,10 @@ func (x clusterIndex) Publish(ctx context.Context, p artifact.Publication) (arti
 	return p.Manifest, nil
 }
 
-func (c *cluster) acked(from int, p artifact.Publication) bool {
+func (c *cluster) acked(from int, ref artifact.Ref, acks []artifact.Ack) bool {
 	seen := map[string]bool{}
-	for _, a := range p.Acks {
-		if a.Ref == p.Manifest.Zip && a.Node != name(from) {
+	for _, a := range acks {
+		if a.Ref == ref && a.Node != name(from) {
 			seen[a.Node] = true
 		}
 	}

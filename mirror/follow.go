@@ -110,12 +110,18 @@ func (m *Mirror) Follow(ctx context.Context) error {
 	}
 	defer files.root.Close()
 	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls)
-	if m.config.PullLimit > 0 {
-		f.limit = rate.NewLimiter(rate.Limit(m.config.PullLimit), followBurst)
-	}
+	f.limit = newLimit(m.config.PullLimit)
 	f.load()
 	f.run(ctx)
 	return nil
+}
+
+// newLimit returns a limit of so many bytes a second, nil for 0.
+func newLimit(speed int64) *rate.Limiter {
+	if speed <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(speed), followBurst)
 }
 
 func (f *follower) load() {
@@ -273,9 +279,10 @@ func (f *follower) finish(r pulled) {
 		f.bytes -= b.ref.Size
 		return
 	}
+	before := b.wait
 	b.wait = min(max(2*b.wait, firstRepull), lastRepull)
 	b.at = time.Now().Add(b.wait/2 + rand.N(b.wait/2+1))
-	if b.wait == firstRepull || b.wait == lastRepull {
+	if before == 0 || b.wait == lastRepull && before < lastRepull { // once now, and once when it seems to last
 		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", r.err)
 	}
 }
@@ -332,6 +339,7 @@ func (f *follower) report() {
 		p.Since = f.missing[0].since // they are noted in order
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.progress = p
+	f.mu.Unlock()
+	f.m.reached("follow")
 }

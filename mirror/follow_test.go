@@ -1,15 +1,16 @@
 package mirror
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"modmirror/mirror/artifact"
@@ -45,12 +46,14 @@ func (n *node) follow() (stop func()) {
 // until waits for something that Progress tells.
 func (n *node) until(ok func(Progress) bool) {
 	n.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.After(20 * time.Second)
 	for !ok(n.Progress()) {
-		if time.Now().After(deadline) {
+		select {
+		case <-n.moved:
+		case <-time.After(20 * time.Millisecond): // for conditions on something else
+		case <-deadline:
 			n.t.Fatalf("%s stays at %+v\n%s", name(n.id), n.Progress(), n.logs)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -112,8 +115,12 @@ func TestFollowHole(t *testing.T) {
 	n.boot()
 	defer n.follow()()
 	n.until(hole)
-	c.nodes[1].start(func(cf *Config) { cf.Index = c.nodes[1].index })
-	c.nodes[1].want("/example.com/m3/@v/v1.0.0.zip", 200, "PK")
+	mv := helloV
+	mv.Path = "example.com/m3"
+	zip := c.up.Artifact(mv, artifact.Zip)
+	if err := c.nodes[1].Admit(t.Context(), c.manifestOf(mv), artifact.Zip, refs[3], bytes.NewReader(zip), "node9"); err != nil {
+		t.Fatal(err)
+	}
 	n.until(func(p Progress) bool { return p.Watermark == 8 && p.Missing == 0 })
 }
 
@@ -235,28 +242,48 @@ func TestFollowLists(t *testing.T) {
 	n.want(helloPath+"list", 200, "v1.0.0\nv1.9.0\n")
 }
 
-// The follower's pulls keep to the limit and give way to clients' pulls, but not for ever.
+// The follower's pulls give way to clients' pulls, but not for ever, and keep to the limit.
 func TestFollowPace(t *testing.T) {
-	c := newCluster(t, 1)
-	f := &follower{m: c.nodes[0].Mirror}
-	f.m.clients.Add(1)
-	var moved sync.WaitGroup
-	start := time.Now()
-	moved.Go(func() {
-		if err := f.pace(t.Context(), 1); err != nil {
-			t.Error(err)
+	m := newCluster(t, 1).nodes[0].Mirror
+	synctest.Test(t, func(t *testing.T) {
+		f := &follower{m: m}
+		took := func(n int) time.Duration {
+			start := time.Now()
+			for range n {
+				if err := f.pace(t.Context(), paceStep); err != nil {
+					t.Error(err)
+				}
+			}
+			return time.Since(start)
+		}
+		if d := took(10); d != 0 {
+			t.Errorf("waits %v for nothing", d)
+		}
+		m.clients.Add(1)
+		if d := took(2); d != 2*followYield {
+			t.Errorf("gives way for %v, want %v", d, 2*followYield)
+		}
+		go func() {
+			time.Sleep(followYield / 2)
+			m.clients.Add(-1)
+		}()
+		if d := took(1); d < followYield/2 || d >= followYield {
+			t.Errorf("goes on %v after a client's pull that took %v", d, followYield/2)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		m.clients.Add(1)
+		if err := f.pace(ctx, 1); err == nil {
+			t.Error("heeds no context")
+		}
+		m.clients.Add(-1)
+		f.limit = newLimit(1 << 20)
+		took(followBurst / paceStep)
+		if d := took(5 << 20 / paceStep).Round(time.Millisecond); d != 5*time.Second {
+			t.Errorf("5 MiB take %v at 1 MiB a second", d)
 		}
 	})
-	moved.Wait()
-	if took := time.Since(start); took < followYield {
-		t.Errorf("went on after %v while a client pulls", took)
-	}
-	f.m.clients.Add(-1)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	f.m.clients.Add(1)
-	defer f.m.clients.Add(-1)
-	if err := f.pace(ctx, 1); err == nil {
-		t.Error("heeds no context")
+	if newLimit(0) != nil {
+		t.Error("no limit is one")
 	}
 }

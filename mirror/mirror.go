@@ -1,5 +1,5 @@
 // Package mirror is the GOPROXY protocol (go.dev/ref/mod#goproxy-protocol), and the one gate through which every
-// artifact enters the store.
+// artifact enters the store, from an upstream (ingest.go) or from another node (admit.go).
 //
 //	GET /github.com/!burnt!sushi/toml/@v/list          versions, one a line
 //	GET /github.com/!burnt!sushi/toml/@v/v0.3.1.info   {"Version":"v0.3.1","Time":"2018-08-15T10:47:33Z"}
@@ -29,6 +29,14 @@
 //     upstream does not answer they are as old as need be. Nothing vouches for them.
 //   - Every request ends within [Config.ClientWait] and the time to send the answer, which is a minute and a second for
 //     each 32 KiB: the go command itself waits for ever. Every queue, cache and body is bounded.
+//   - With [Config.Peers] it is one node of several. What peers send passes a gate as strict as that for upstreams
+//     ([Mirror.Admit]), and what is served is what this node's own catalog says. A miss is brought in by the node whose turn
+//     it is, once for all nodes ([Mirror.Bring]); a blob is copied to a majority of the voters before its manifest is
+//     committed; what is missing here is pulled from the nearest node, at once for a client, and in the background for all
+//     that the catalog names ([Mirror.Follow]). Lists and @latest agree on all nodes as soon as the log is applied there.
+//   - Without a quorum everything committed is served. New artifacts are refused with 503, or, if [Config.OnQuorumLoss] says
+//     so, verified and passed through with "Cache-Control: no-store" and "Modmirror-Committed: false", without ETag and ranges,
+//     and committed when there is a quorum again ([Mirror.CommitPending]).
 //   - Nothing of a request but module path, version and query goes upstream; of a private module not even that.
 package mirror
 
@@ -246,11 +254,12 @@ func (m *Mirror) Draining() bool { return m.draining.Load() }
 
 // Close drains, begins no new fetch, and waits for those under way. When ctx ends they are cancelled, waited for, and
 // the reason returned; who waits for one of them is answered 503 at once, so whoever closes the server as well should
-// let ctx end a moment earlier. What is held is served even after.
+// let ctx end a moment earlier. Follow and CommitPending must have returned before. What is held is served even after.
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
 	m.ahead.stop()
 	err := m.flights.close(ctx)
 	m.ahead.wait()
+	m.pending.close()
 	return err
 }

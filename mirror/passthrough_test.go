@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -176,6 +177,46 @@ func TestPendingWithoutBlob(t *testing.T) {
 		t.Error("it waits still")
 	}
 	n.uncommittedAnswer(zipPath, "PK")
+}
+
+// An intent survives its file, also the smallest one.
+func TestIntentRoundTrip(t *testing.T) {
+	c := newCluster(t, 1)
+	for _, it := range []*intent{
+		{Kind: artifact.Zip, Manifest: c.manifestOf(helloV), Ref: artifact.Ref{Size: 7}},
+		{Kind: artifact.Mod, Manifest: c.manifestOf(helloV), Ref: artifact.RefOf(nil), Small: []byte{}},
+		{Kind: artifact.Info, Manifest: c.manifestOf(helloV), Ref: artifact.RefOf([]byte("{}")), Small: []byte("{}")},
+	} {
+		b, err := it.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := parseIntent(b); err != nil || !reflect.DeepEqual(got, it) {
+			t.Errorf("%s: %+v, %v", it.Kind, got, err)
+		}
+	}
+	other := &intent{Kind: artifact.Mod, Manifest: c.manifestOf(helloV), Ref: artifact.RefOf([]byte("a")), Small: []byte("b")}
+	b, _ := other.encode()
+	if _, err := parseIntent(b); err == nil {
+		t.Error("takes other bytes than those it names")
+	}
+}
+
+func FuzzIntent(f *testing.F) {
+	f.Add([]byte(`{"kind":3,"manifest":"","digest":"","size":1,"small":null}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		it, err := parseIntent(b)
+		if err != nil {
+			return
+		}
+		again, err := it.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same, err := parseIntent(again); err != nil || !reflect.DeepEqual(same, it) {
+			t.Errorf("%+v becomes %+v, %v", it, same, err)
+		}
+	})
 }
 
 // Of what several nodes passed through, the first that is committed wins; what contradicts it raises the alarm.

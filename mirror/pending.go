@@ -38,7 +38,7 @@ type intentFile struct {
 	Manifest []byte        `json:"manifest"`
 	Digest   string        `json:"digest"`
 	Size     int64         `json:"size"`
-	Small    []byte        `json:"small,omitempty"`
+	Small    []byte        `json:"small"` // null for a blob
 }
 
 // What waits for a quorum at most. What does not find room is passed through and forgotten.
@@ -185,6 +185,9 @@ func (p *pending) keep(it *intent) bool {
 // add keeps it, in memory and on the disk.
 func (p *pending) add(it *intent) {
 	mv := it.Manifest.Module
+	if p.get(it.key()) != nil {
+		return
+	}
 	if p == nil || !p.keep(it) {
 		p.unkept(it, "too much waits for a quorum already", nil)
 		return
@@ -239,6 +242,13 @@ func (p *pending) drop(it *intent) {
 	p.mu.Unlock()
 	if err := p.files.remove(it.name()); err != nil {
 		p.m.log.Warn("cannot remove what is committed from what waits for it", "err", err)
+	}
+}
+
+// close ends the use of the files. What waits is in them.
+func (p *pending) close() {
+	if p != nil {
+		_ = p.files.root.Close() // nothing is written through it
 	}
 }
 

@@ -40,6 +40,23 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+// A go.mod that is too large for the log travels like a zip.
+func TestSpreadLargeMod(t *testing.T) {
+	c := newCluster(t, 3)
+	mv := c.up.Add("example.com/large@v1.0.0\n-- go.mod --\nmodule example.com/large\n" + strings.Repeat("// much to say\n", 5000) + "-- a.go --\npackage a\n")
+	zip, mod := c.up.Sums(mv)
+	c.sums.set(mv, zip, mod)
+	for _, n := range c.nodes {
+		n.want("/example.com/large/@v/v1.0.0.mod", 200, "much to say")
+	}
+	n := c.nodes[1]
+	man, _ := n.index.Manifest(t.Context(), mv)
+	n.lose(man.Mod)
+	n.hot.drop("/example.com/large/@v/v1.0.0.mod")
+	c.up.Down(true)
+	n.want("/example.com/large/@v/v1.0.0.mod", 200, "much to say")
+}
+
 // The copying begins when the download has ended: the check waits here until a copy has arrived.
 func TestSpreadBesideCheck(t *testing.T) {
 	c := newCluster(t, 2)
