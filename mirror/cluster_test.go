@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ type cluster struct {
 	spread  func(to int, man artifact.Manifest) error // before a copy is admitted
 	fetched []string                                  // "2<0": node 2 took a blob from node 0
 	enough  int                                       // acks that a blob needs
+	copying atomic.Int64                              // spreadings that nobody has ended
 	before  func(from int, p artifact.Publication)    // before a commit
 }
 
@@ -66,6 +68,11 @@ func newCluster(t *testing.T, n int, options ...func(*Config)) *cluster {
 	c := &cluster{t: t, up: mirrortest.New(), sums: &checksums{records: map[module.Version]artifact.Record{}}, agreed: newMemIndex(),
 		quorum: true, down: map[int]bool{}, owner: func(module.Version, int) int { return 0 }, enough: n / 2}
 	t.Cleanup(c.up.Close)
+	t.Cleanup(func() {
+		if n := c.copying.Load(); n != 0 {
+			t.Errorf("%d spreadings were not ended, or twice", n)
+		}
+	})
 	zip, mod := c.up.Sums(c.up.Add(hello))
 	c.sums.set(helloV, zip, mod)
 	for id := range n {
@@ -292,7 +299,8 @@ func (p *fakePeers) Ask(ctx context.Context, op Op, path, query string) (Told, b
 
 func (p *fakePeers) Spread(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.ReaderAt) Spreading {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &fakeSpreading{enough: p.c.enough, cancel: cancel, acks: make(chan artifact.Ack, len(p.c.nodes)), errs: make(chan error, len(p.c.nodes))}
+	p.c.copying.Add(1)
+	s := &fakeSpreading{c: p.c, enough: p.c.enough, cancel: cancel, acks: make(chan artifact.Ack, len(p.c.nodes)), errs: make(chan error, len(p.c.nodes))}
 	for _, n := range p.c.nodes {
 		if n.id == p.self {
 			continue
@@ -322,6 +330,7 @@ func (p *fakePeers) copyTo(ctx context.Context, n *node, man artifact.Manifest, 
 }
 
 type fakeSpreading struct {
+	c       *cluster
 	enough  int
 	cancel  func()
 	acks    chan artifact.Ack
@@ -359,6 +368,7 @@ func (s *fakeSpreading) Wait(ctx context.Context) ([]artifact.Ack, error) {
 }
 
 func (s *fakeSpreading) Cancel() {
+	s.c.copying.Add(-1)
 	s.cancel()
 	s.running.Wait()
 }

@@ -37,7 +37,7 @@ const (
 	followRescan  = 10 * time.Second
 	firstRepull   = time.Second
 	lastRepull    = time.Minute
-	followMaximum = 30 * time.Minute // for one pull, limited as it may be; what is larger than that allows starts again
+	followSlowest = 8 << 10 // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
 )
 
 // cursor is what follow.json has: {"next":123}.
@@ -241,7 +241,7 @@ func (f *follower) pull(ctx context.Context, b *missing) (err error) {
 	if f.m.config.Store.Durable(b.ref) == nil {
 		return nil // a client was faster
 	}
-	ctx, cancel := context.WithTimeout(ctx, followMaximum)
+	ctx, cancel := context.WithTimeout(ctx, f.budget(b.ref.Size))
 	defer cancel()
 	man, err := f.m.manifest(ctx, b.module)
 	if err != nil {
@@ -251,6 +251,16 @@ func (f *follower) pull(ctx context.Context, b *missing) (err error) {
 		return nil // the catalog does not name it any more
 	}
 	return f.m.fetchBlob(ctx, man, b.kind, f.pace)
+}
+
+// budget returns how long a pull may take in all: what it waits for, besides a peer, is the limit, which it shares with the
+// other pulls, and the pulls of clients.
+func (f *follower) budget(size int64) time.Duration {
+	slowest := int64(followSlowest)
+	if f.limit != nil {
+		slowest = max(min(slowest, int64(f.limit.Limit())/(2*followPulls)), 1)
+	}
+	return 10*time.Minute + time.Duration(size/slowest)*time.Second
 }
 
 // pace lets a pull go on when the limit and the clients' pulls let it: these come first, but not for ever.

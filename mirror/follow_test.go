@@ -283,6 +283,11 @@ func TestFollowPace(t *testing.T) {
 			t.Errorf("5 MiB take %v at 1 MiB a second", d)
 		}
 	})
+	// A limit is no reason to begin again and again.
+	slow := &follower{m: m, limit: newLimit(1 << 10)}
+	if d := slow.budget(artifact.MaxZip); d < followPulls*artifact.MaxZip/(1<<10)*time.Second {
+		t.Errorf("%v for the largest zip at 1 KiB a second", d)
+	}
 	if newLimit(0) != nil {
 		t.Error("no limit is one")
 	}

@@ -136,7 +136,6 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 		err = fmt.Errorf("the upstream now has other bytes than those that were published, %v, not %v: %w", in.refOf(d), in.want, artifact.ErrRefused)
 	}
 	if err != nil {
-		in.endSpread()
 		if isRefusal(err) {
 			in.reject(d, reasonOf(err), err, source)
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/mod/module"
@@ -94,7 +95,11 @@ func TestSpreadOfLies(t *testing.T) {
 	for _, n := range c.nodes {
 		n.nothingStored()
 	}
-	c.up.Heal()
+	good := mirrortest.New()
+	t.Cleanup(good.Close)
+	good.Add(hello)
+	c.nodes[0].options = []func(*Config){func(cf *Config) { cf.Upstream = &proxies{urls: []string{c.up.URL(), good.URL()}} }}
+	c.nodes[0].boot()
 	c.nodes[0].want(zipPath, 200, "PK")
 }
 
@@ -136,22 +141,33 @@ func TestTwoOwners(t *testing.T) {
 	}
 }
 
-// An owner whose copies are refused because something else was committed meanwhile serves that.
+// An owner whose copies are not taken, and while it works something else is committed, serves that: whether the others say so,
+// or only that they cannot.
 func TestOutrun(t *testing.T) {
-	c := newCluster(t, 3)
-	c.owner = func(_ module.Version, asker int) int { return asker }
-	zip := c.up.Artifact(helloV, artifact.Zip)
-	var once sync.Once
-	c.nodes[0].step = func(step string) {
-		if step == "record" {
-			once.Do(func() {
-				c.nodes[1].want(zipPath, 200, "PK")
-				c.up.Tamper(helloV, artifact.Zip, mirrortest.Repack)
-			})
+	for _, refuses := range []error{nil, artifact.ErrUnavailable} {
+		c := newCluster(t, 3)
+		c.owner = func(_ module.Version, asker int) int { return asker }
+		zip := c.up.Artifact(helloV, artifact.Zip)
+		var once sync.Once
+		var outrun atomic.Bool
+		c.spread = func(int, artifact.Manifest) error {
+			if outrun.Load() {
+				return refuses
+			}
+			return nil
 		}
-	}
-	if got := c.nodes[0].want(zipPath, 200, "PK").body; got != string(zip) {
-		t.Error("other bytes than those that are committed")
+		c.nodes[0].step = func(step string) {
+			if step == "record" {
+				once.Do(func() {
+					c.nodes[1].want(zipPath, 200, "PK")
+					c.up.Tamper(helloV, artifact.Zip, mirrortest.Repack)
+					outrun.Store(true)
+				})
+			}
+		}
+		if got := c.nodes[0].want(zipPath, 200, "PK").body; got != string(zip) {
+			t.Error("other bytes than those that are committed")
+		}
 	}
 }
 
