@@ -29,6 +29,17 @@ type Catalog struct {
 	down    bool
 	stale   int
 	commits []int64
+	changes []module.Version // published, in order, with Seq 0 and up
+	log     []func(*Catalog) // what was committed, for replicas
+}
+
+// errDown is what there is without a quorum.
+var errDown = fmt.Errorf("commit: %w: %w", artifact.ErrNoQuorum, artifact.ErrUnavailable)
+
+// commit does f, under mu, and has replicas do it later.
+func (c *Catalog) commit(f func(*Catalog)) {
+	f(c)
+	c.log = append(c.log, f)
 }
 
 type committedHead struct {
@@ -93,7 +104,10 @@ func (c *Catalog) Publish(m module.Version, r artifact.Record) error {
 	if err := r.Check(h.tree.Hash); err != nil {
 		return err
 	}
-	c.records[r.Database][m] = r
+	if c.down {
+		return errDown
+	}
+	c.commit(func(c *Catalog) { c.records[r.Database][m] = r; c.changes = append(c.changes, m) })
 	return nil
 }
 
@@ -129,8 +143,11 @@ func (c *Catalog) CommitTreeHead(ctx context.Context, db string, msg []byte, bas
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.verifiers[db]
-	if v == nil || c.down || ctx.Err() != nil {
+	if v == nil || ctx.Err() != nil {
 		return fmt.Errorf("commit tree head of %s: %w", db, artifact.ErrUnavailable)
+	}
+	if c.down {
+		return errDown
 	}
 	tree, err := artifact.OpenTreeHead(v, msg)
 	if err != nil {
@@ -164,9 +181,12 @@ func (c *Catalog) CommitTreeHead(ctx context.Context, db string, msg []byte, bas
 	if err != nil {
 		return fmt.Errorf("%v: %w", err, artifact.ErrRefused)
 	}
-	c.heads[db][tree.N] = committedHead{tree, slices.Clone(msg)}
-	c.newest[db] = max(newest, tree.N)
-	c.commits = append(c.commits, tree.N)
+	msg = slices.Clone(msg)
+	c.commit(func(c *Catalog) {
+		c.heads[db][tree.N] = committedHead{tree, msg}
+		c.newest[db] = max(c.newest[db], tree.N)
+		c.commits = append(c.commits, tree.N)
+	})
 	return nil
 }
 
@@ -175,14 +195,17 @@ func (c *Catalog) CommitFork(ctx context.Context, f artifact.Fork) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.verifiers[f.Database]
-	if v == nil || c.down || ctx.Err() != nil {
+	if v == nil || ctx.Err() != nil {
 		return fmt.Errorf("commit fork of %s: %w", f.Database, artifact.ErrUnavailable)
+	}
+	if c.down {
+		return errDown
 	}
 	if err := f.Check(v); err != nil {
 		return err
 	}
 	if _, ok := c.forks[f.Database]; !ok && !c.acknowledged(v, f) {
-		c.forks[f.Database] = f
+		c.commit(func(c *Catalog) { c.forks[f.Database] = f })
 	}
 	return nil
 }
@@ -220,13 +243,15 @@ func (c *Catalog) AckFork(db string) {
 	if !ok {
 		panic("no fork of " + db)
 	}
-	if c.acked[db] == nil {
-		c.acked[db] = make(map[tlog.Tree]bool)
-	}
-	for _, tree := range trees(c.verifiers[db], f) {
-		c.acked[db][tree] = true
-	}
-	delete(c.forks, db)
+	c.commit(func(c *Catalog) {
+		if c.acked[db] == nil {
+			c.acked[db] = make(map[tlog.Tree]bool)
+		}
+		for _, tree := range trees(c.verifiers[db], f) {
+			c.acked[db][tree] = true
+		}
+		delete(c.forks, db)
+	})
 }
 
 // Fork returns the evidence that froze db.
