@@ -24,7 +24,7 @@ func TestSpread(t *testing.T) {
 	c.before = func(_ int, p artifact.Publication) {
 		held := 0
 		for _, n := range c.nodes {
-			if n.store.Hold(p.Manifest.Zip) == nil {
+			if n.store.Durable(p.Manifest.Zip) == nil {
 				held++
 			}
 		}

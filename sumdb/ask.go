@@ -72,7 +72,7 @@ func ask[T any](ctx context.Context, db *DB, c class, f func(context.Context, *s
 			s := order[0]
 			order, newest = order[1:], s
 			if len(order) > 0 {
-				silence = time.After(share(ctx, c.patience(), len(order)+1))
+				silence = time.After(share(ctx, s.patience(c), len(order)+1))
 			}
 			open++
 			wg.Go(func() { results <- askOne(ctx, db, s, f) })
@@ -88,7 +88,7 @@ func ask[T any](ctx context.Context, db *DB, c class, f func(context.Context, *s
 					next()
 				}
 			case <-silence:
-				newest.hang(c, c.patience())
+				newest.hang(c, newest.patience(c))
 				next()
 			}
 		}

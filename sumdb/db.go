@@ -32,7 +32,8 @@ type Catalog interface {
 	// size N of the newest head: for a larger one, proof is that of tlog.CheckTree(proof, n, root, N, newestRoot); a
 	// smaller one becomes an anchor with that of tlog.CheckTree(proof, N, newestRoot, n, root). A head that is known
 	// is no error. An error matches [artifact.ErrStale] if base is not the newest any more, [artifact.ErrRefused] if
-	// the head or the proof is bad, and [artifact.ErrUnavailable] after a fork or without a quorum.
+	// the head or the proof is bad, and [artifact.ErrUnavailable] after a fork or without a quorum; in that case, and only
+	// then, it matches [artifact.ErrNoQuorum] too.
 	CommitTreeHead(ctx context.Context, db string, note []byte, base int64, proof tlog.TreeProof) error
 
 	// CommitFork commits the evidence of a fork, and with it freezes the database. The first evidence stays. Evidence of
@@ -51,6 +52,20 @@ type Config struct {
 
 	Proxies []Source // proxies, in the order in which to ask them; used while they answer /supported
 	Direct  Source   // the database itself, used after the proxies; nil: never
+
+	// Peers returns the other nodes of the cluster: sources of tiles, asked before all others and also if Offline is set,
+	// and of the heads that these tiles lead to. They are asked in this order; who failed lately comes last. Nothing that a
+	// peer says counts before it is checked. String tells peers apart, so it names the address too. A peer must not ask
+	// its own peers in turn: it answers with [DB.ServePeer]. Nil: there are none.
+	Peers func() []Source
+
+	// Changes is what was committed, for [DB.Run] to hold the tiles of. Nil: this node holds what it looked up itself.
+	Changes Changes
+
+	// Sync returns when everything that any node had committed before the call is in Catalog, or with an error if that
+	// cannot be said. It is called where this node would else have to say that it does not know. Nil: Catalog is never
+	// behind.
+	Sync func(ctx context.Context) error
 
 	// Offline is the operator's statement that what is stored is all there is: an unknown record is then known not to
 	// exist. Without it, a DB without sources can only say that it cannot say. No source is asked.
@@ -107,6 +122,9 @@ type DB struct {
 	seen      *cache[tlog.Tree, bool]                 // heads that the witness checked
 	others    *cache[tlog.Tree, bool]                 // heads of another history that an operator has acknowledged
 	ready     *cache[[2]int64, bool]                  // sizes of anchor and newest head: the anchor's edge is held
+	known     peerSet                                 // what is known of the peers
+	ahead     ahead                                   // heads beyond the committed one
+	progress  followed                                // how far the tiles of what is committed are held
 	unsaved   atomic.Pointer[artifact.Fork]           // evidence that is not committed yet
 	checked   atomic.Int64                            // when a source last confirmed the head, Unix nanoseconds; 0: never
 
@@ -154,6 +172,7 @@ func Open(c Config) (*DB, error) {
 		seen:      newCache[tlog.Tree, bool](witnessBytes),
 		others:    newCache[tlog.Tree, bool](witnessBytes),
 		ready:     newCache[[2]int64, bool](anchorBytes),
+		ahead:     newAhead(),
 	}
 	if !c.Offline {
 		for _, p := range c.Proxies {
@@ -212,7 +231,9 @@ func (db *DB) end() {
 }
 
 // Record returns what the database says of m: the committed record, or one found and verified now. Its proof is then
-// against a committed head, and every tile that a client without any state needs to verify it is held durably.
+// against a committed head, and every tile that a client without any state needs to verify it is held durably. If the
+// cluster has no quorum to commit the head with, the proof is against a signed head that is proven consistent with the
+// committed one, and [DB.Run] commits that when it can; [DB.Commit] says whether it is committed.
 //
 // An error matches [fs.ErrNotExist] if the database does not know m, [artifact.ErrPolicy] if m is private
 // or nothing that a database can know,
@@ -236,6 +257,16 @@ func (db *DB) record(ctx context.Context, m module.Version) (r artifact.Record, 
 	if !errors.Is(err, fs.ErrNotExist) {
 		return r, "catalog", err
 	}
+	r, how, err = db.recordElsewhere(ctx, m)
+	if err == nil || db.Sync == nil {
+		return r, how, err
+	}
+	late, err := db.recordLate(ctx, m, err)
+	return late, "catalog", err
+}
+
+// recordElsewhere returns the record of m, which is not committed as far as this node knows.
+func (db *DB) recordElsewhere(ctx context.Context, m module.Version) (r artifact.Record, how string, err error) {
 	if len(db.sources) == 0 {
 		if db.Offline {
 			return r, "", fmt.Errorf("%s is not stored, and this mirror is offline: %w", m, fs.ErrNotExist)

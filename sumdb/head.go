@@ -74,7 +74,8 @@ func (db *DB) committedBelow(ctx context.Context, below int64) (head, error) {
 }
 
 // headFor returns a committed head of more than id records. The newest committed head is taken if it will do, so that no
-// lookup moves the head without need; else it is moved to h, the head that the record came with.
+// lookup moves the head without need; else it is moved to h, the head that the record came with. Without a quorum to move
+// it with, a head is returned that is proven consistent with the committed one, and that is to be committed.
 func (db *DB) headFor(ctx context.Context, id int64, h head) (head, error) {
 	for range advances {
 		now, err := db.committed(ctx)
@@ -87,8 +88,8 @@ func (db *DB) headFor(ctx context.Context, id int64, h head) (head, error) {
 		if err != nil || now.N > id {
 			return now, err
 		}
-		if err := db.advance(ctx, h); err != nil {
-			return head{}, err
+		if now, err = db.beyond(ctx, id, h); err != nil || now.N > id {
+			return now, err
 		}
 	}
 	return head{}, fmt.Errorf("tree head of %s moves too fast: %w", db.name, artifact.ErrUnavailable)
@@ -97,6 +98,9 @@ func (db *DB) headFor(ctx context.Context, id int64, h head) (head, error) {
 // ensureHead returns the newest committed head, and makes the first if there is none.
 func (db *DB) ensureHead(ctx context.Context) (head, error) {
 	h, err := db.committed(ctx)
+	if errors.Is(err, fs.ErrNotExist) && db.Sync != nil && db.sync(ctx) == nil {
+		h, err = db.committed(ctx)
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return h, err
 	}
@@ -132,6 +136,12 @@ func (db *DB) bootstrap(ctx context.Context) (head, error) {
 func (db *DB) first(ctx context.Context, h head) (head, error) {
 	if h.N == 0 {
 		return head{}, fmt.Errorf("%s is empty: %w", db.name, artifact.ErrUnavailable)
+	}
+	if err := db.sync(ctx); err != nil { // another node may have made the first long ago
+		db.Log.Debug("catalog has not caught up", "err", err)
+	}
+	if now, err := db.committed(ctx); !errors.Is(err, fs.ErrNotExist) {
+		return now, err
 	}
 	view := db.stage(ctx, h)
 	if _, err := view.ReadHashes(nil); err != nil { // the right edge
@@ -173,7 +183,7 @@ func (db *DB) latest(ctx context.Context, s *source) (head, error) {
 
 // advance moves the committed head to h, if h is larger. The tiles of h's edge, and those of the old head's edge in h's
 // shape, are durable before h is committed; so the old head can serve as an anchor. A head that contradicts the committed
-// one is a fork.
+// one is a fork. If there is no quorum, h is held among the heads that are ahead.
 func (db *DB) advance(ctx context.Context, h head) error {
 	if err := db.frozen(ctx); err != nil {
 		return err
@@ -200,7 +210,15 @@ func (db *DB) advance(ctx context.Context, h head) error {
 		}
 		err = db.Catalog.CommitTreeHead(ctx, db.name, h.note, now.N, proof)
 		if errors.Is(err, artifact.ErrStale) {
+			if err := db.sync(ctx); err != nil { // else what is read next may be as old
+				db.Log.Debug("catalog has not caught up", "err", err)
+			}
 			continue
+		}
+		if errors.Is(err, artifact.ErrNoQuorum) {
+			if err2 := db.hold(ctx, h, view); err2 != nil {
+				return err2
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("commit tree head of %d records: %w", h.N, err)

@@ -223,9 +223,14 @@ func proveRecord(tree tlog.Tree, r artifact.Record, hr tlog.HashReader) (tlog.Re
 	return proof, nil
 }
 
-// renew returns r, which was verified before, with a proof against the newest committed head.
+// renew returns r, which was verified before, with a proof against the newest committed head, or against one that is ahead
+// of it if it lies beyond.
 func (db *DB) renew(ctx context.Context, r artifact.Record) (artifact.Record, error) {
 	h, err := db.committed(ctx)
+	if err == nil && h.N <= r.ID {
+		h, _ = db.ahead.over(r.ID, false) // without one, or a quorum again, r is looked up again
+		h, err = db.beyond(ctx, r.ID, h)
+	}
 	if err != nil || h.N == r.TreeSize {
 		return r, err
 	}

@@ -23,11 +23,13 @@ type metrics struct {
 	served     *prometheus.CounterVec   // answers to clients, by class and status
 	witnessed  *prometheus.CounterVec   // heads checked, by outcome
 	badTiles   prometheus.Counter
+	badPeers   prometheus.Counter
 	badRecords prometheus.Counter
 	extraLines prometheus.Counter
 	forks      prometheus.Counter
 	advances   prometheus.Counter
 	rollbacks  prometheus.Counter
+	behind     prometheus.Gauge
 	size       prometheus.Gauge
 	cached     prometheus.GaugeFunc
 
@@ -50,11 +52,15 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64)
 		served:     prometheus.NewCounterVec(counter("answers_total", "Answers to clients."), []string{"class", "status"}),
 		witnessed:  prometheus.NewCounterVec(counter("heads_checked_total", "Signed tree heads met and checked for consistency in the background."), []string{"outcome"}),
 		badTiles:   prometheus.NewCounter(counter("bad_tiles_total", "Reads of tiles that did not lead to the signed root.")),
+		badPeers:   prometheus.NewCounter(counter("bad_peer_tiles_total", "Reads of tiles from other nodes that did not lead to the signed root.")),
 		badRecords: prometheus.NewCounter(counter("bad_records_total", "Lookup answers that were malformed or did not verify.")),
 		extraLines: prometheus.NewCounter(counter("unknown_head_lines_total", "Signed tree heads with lines that this version does not know.")),
 		forks:      prometheus.NewCounter(counter("forks_total", "Pairs of signed tree heads met that contradict each other.")),
 		advances:   prometheus.NewCounter(counter("head_advances_total", "Times that the committed tree head moved.")),
 		rollbacks:  prometheus.NewCounter(counter("head_older_total", "Times that all sources had an older tree head than the committed one.")),
+		behind: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "modmirror", Subsystem: "sumdb", Name: "tiles_behind", Help: "Committed changes whose tiles this node does not hold yet, as far as it knows.", ConstLabels: labels,
+		}),
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "modmirror", Subsystem: "sumdb", Name: "head_records", Help: "Records in the newest tree head that this node saw committed.", ConstLabels: labels,
 		}),
@@ -81,7 +87,7 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64)
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.size, m.cached}
+	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badPeers, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.behind, m.size, m.cached}
 }
 
 func (m *metrics) unregister() {
@@ -92,8 +98,11 @@ func (m *metrics) unregister() {
 	}
 }
 
-func (m *metrics) fetched(path string, err error, d time.Duration) {
+func (m *metrics) fetched(s *source, path string, err error, d time.Duration) {
 	class := string(classOf(path))
+	if s.peer {
+		class = "peer"
+	}
 	m.requests.WithLabelValues(class, outcome(err)).Inc()
 	m.seconds.WithLabelValues(class).Observe(d.Seconds())
 }

@@ -198,7 +198,7 @@ func TestRealNewerClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	esc, _ := escape(realModules[0])
-	off.composed.put("/lookup/"+esc, composed{realModules[0], newReply(slices.Concat(text, now.note), typeText, cacheLookup), now.N}, 0)
+	off.composed.put("/lookup/"+esc, composed{module: realModules[0], reply: newReply(slices.Concat(text, now.note), typeText, cacheLookup), newest: now.N}, 0)
 	c.cache = map[string][]byte{}
 	if lines, err := c.lookup(realModules[0]); err == nil {
 		t.Errorf("with the newest head: %q, want an error", lines)

@@ -48,7 +48,11 @@ type composed struct {
 	module module.Version
 	reply  reply
 	newest int64 // records in that head
+
+	uncommitted bool // the head is not committed: the answer is not kept
 }
+
+var notCommitted = []string{"false"}
 
 // composedCost is about what a composed takes besides its body, its path and the bookkeeping of the cache.
 const composedCost = 300

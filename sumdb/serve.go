@@ -162,7 +162,9 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, path string, o
 	if err != nil {
 		return err
 	}
-	if !only { // else a better one may be had
+	if c.uncommitted {
+		w.Header()["Modmirror-Committed"] = notCommitted
+	} else if !only { // else a better one may be had
 		db.composed.put(strings.Clone(path), c, c.cost()+int64(len(path))) // a clone: path is part of a string with all of the URL
 	}
 	c.reply.send(w, r)
@@ -200,6 +202,9 @@ func (db *DB) compose(ctx context.Context, m module.Version, only bool) (compose
 	if err != nil {
 		return composed{}, err
 	}
+	if record.ID >= now.N {
+		return db.composeAhead(ctx, m, record, only)
+	}
 	h, err := db.headHeld(ctx, record, now)
 	switch {
 	case err != nil && only:
@@ -213,11 +218,16 @@ func (db *DB) compose(ctx context.Context, m module.Version, only bool) (compose
 	if !only {
 		db.wantEdges(ctx, record, now)
 	}
+	return answerWith(m, record, h, cacheLookup, now.N)
+}
+
+// answerWith puts an answer together.
+func answerWith(m module.Version, record artifact.Record, h head, cacheFor []string, newest int64) (composed, error) {
 	text, err := tlog.FormatRecord(record.ID, record.Text)
 	if err != nil {
 		return composed{}, fmt.Errorf("answer for %s: %w", m, err)
 	}
-	return composed{m, newReply(slices.Concat(text, h.note), typeText, cacheLookup), now.N}, nil
+	return composed{module: m, reply: newReply(slices.Concat(text, h.note), typeText, cacheFor), newest: newest}, nil
 }
 
 // recordHeld returns the record of m without a word to any source. An error matches [fs.ErrNotExist] if it is not held.
@@ -356,19 +366,10 @@ func (db *DB) tile(ctx context.Context, t tlog.Tile, only bool) ([]byte, error) 
 		return nil, absence(err)
 	}
 	if !within(t, now.N) {
-		if len(db.sources) > 0 {
-			if err := db.refreshed(ctx); err != nil {
-				return nil, fmt.Errorf("%s is beyond the tree of %d records, and there is no newer one: %w", t.Path(), now.N, err)
-			}
-			if now, err = db.committed(ctx); err != nil {
-				return nil, absence(err)
-			}
-		}
-		if !errors.Is(missing, fs.ErrNotExist) && !within(t, now.N) {
+		if now, err = db.headWith(ctx, t, now); err != nil && !errors.Is(missing, fs.ErrNotExist) {
 			return nil, unreadable(t, missing)
-		}
-		if !within(t, now.N) {
-			return nil, fmt.Errorf("%s is beyond the tree of %d records: %w", t.Path(), now.N, fs.ErrNotExist)
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	last := tlog.StoredHashIndex(t.L*tileHeight, t.N<<tileHeight+int64(t.W)-1)

@@ -50,6 +50,15 @@ func (s *Set) Record(ctx context.Context, m module.Version) (artifact.Record, er
 // ServeHTTP answers /sumdb/<name>/…, where <name> may have slashes. Only configured names are answered; an unknown one is
 // not asked of anybody.
 func (s *Set) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.serve(w, r, (*DB).serve)
+}
+
+// ServePeer is [DB.ServePeer] at the paths of ServeHTTP.
+func (s *Set) ServePeer(w http.ResponseWriter, r *http.Request) {
+	s.serve(w, r, (*DB).servePeer)
+}
+
+func (s *Set) serve(w http.ResponseWriter, r *http.Request, answer func(*DB, http.ResponseWriter, *http.Request, string)) {
 	var best *DB
 	var path string // what follows its name
 	for _, db := range s.dbs {
@@ -62,5 +71,5 @@ func (s *Set) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, slog.New(slog.DiscardHandler), &statusError{http.StatusNotFound, "this mirror does not speak for that checksum database"})
 		return
 	}
-	best.serve(w, r, path)
+	answer(best, w, r, path)
 }

@@ -47,6 +47,7 @@ type source struct {
 	Source
 	id      int           // tells apart two of the same name
 	proxy   bool          // asked for /supported before anything else
+	peer    bool          // another node: see peer.go
 	fetches chan struct{} // holds one for each request to it, so that one that hangs takes no place from the others
 
 	mu        sync.Mutex
@@ -56,6 +57,7 @@ type source struct {
 	shunned   bool                // guarded by mu; it showed another history that is known: asked last, and its 404 is no answer
 	lastErr   error               // guarded by mu
 	lastErrAt time.Time           // guarded by mu
+	refused   int64               // guarded by mu; reads of tiles from it that did not lead to the signed root
 }
 
 // newSource returns what is known of src before it was ever asked.
@@ -114,11 +116,16 @@ func (s *source) isShunned() bool {
 	return s.shunned
 }
 
-// order returns the sources, best first for a request of class c: those that failed lately come last.
+// order returns whom to ask, best first for a request of class c: peers first, for what they are asked for, and those that
+// failed lately last.
 func (db *DB) order(c class) []*source {
 	now := time.Now()
+	all := db.sources
+	if c == classTile {
+		all = append(db.peers(), all...)
+	}
 	var order, failing []*source
-	for _, s := range db.sources {
+	for _, s := range all {
 		if s.failing(c, now) || s.isShunned() {
 			failing = append(failing, s)
 		} else {
@@ -156,7 +163,7 @@ func (db *DB) supported(ctx context.Context, s *source) bool {
 
 // fetch is get for what many may want at the same time: equal requests are one, and it goes on when a caller goes away.
 func (db *DB) fetch(ctx context.Context, s *source, path string, limit int64) ([]byte, error) {
-	b, err := db.once(ctx, fmt.Sprintf("get %d %s %s %d", s.id, s, path, limit), fetchBudget, func(ctx context.Context) (any, error) {
+	b, err := db.once(ctx, fmt.Sprintf("get %d %s %s %d", s.id, s, path, limit), s.budget(), func(ctx context.Context) (any, error) {
 		return db.get(ctx, s, path, limit)
 	})
 	if err != nil {
@@ -179,7 +186,7 @@ func (db *DB) get(ctx context.Context, s *source, path string, limit int64) ([]b
 	if err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("%s: %s of more than %d bytes: %w", s, path, limit, artifact.ErrMalformed)
 	}
-	db.metrics.fetched(path, err, time.Since(start))
+	db.metrics.fetched(s, path, err, time.Since(start))
 	if err != nil && !classified(err) {
 		err = fmt.Errorf("%w: %w", err, artifact.ErrUnavailable)
 	}
@@ -199,6 +206,8 @@ func (s *source) note(ctx context.Context, c class, err error) {
 	case noGood(err):
 		s.answered(c)
 		s.blame(err)
+	case s.peer && errors.Is(err, context.DeadlineExceeded):
+		s.delay(c, err, hangingFor)
 	default:
 		s.delay(c, err, failingFor)
 	}

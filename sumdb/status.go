@@ -21,7 +21,10 @@ type Status struct {
 	Checked      time.Time // when a source last confirmed the head, since Open; zero: never
 	Forked       bool      // frozen by a fork
 	Offline      bool      // no source is asked
+	Ahead        int64     // size of the newest head that is proven and not committed; 0: there is none
+	Follow       FollowStatus
 	Sources      []SourceStatus
+	Peers        []SourceStatus // of now
 }
 
 // SourceStatus is what is known of one source.
@@ -31,6 +34,15 @@ type SourceStatus struct {
 	Usable    bool  // the database itself, or a proxy that lately said that it speaks for it
 	LastError error // nil: none since Open
 	LastAt    time.Time
+	Refused   int64 // reads of tiles from it that did not lead to the signed root
+}
+
+func (s *source) status() SourceStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return SourceStatus{
+		Name: s.String(), Proxy: s.proxy, Usable: !s.proxy || s.usable, LastError: s.lastErr, LastAt: s.lastErrAt, Refused: s.refused,
+	}
 }
 
 // Status returns the state of db. An error is one of the catalog's.
@@ -40,12 +52,12 @@ func (db *DB) Status(ctx context.Context) (Status, error) {
 		s.Checked = time.Unix(0, at)
 	}
 	for _, src := range db.sources {
-		src.mu.Lock()
-		s.Sources = append(s.Sources, SourceStatus{
-			Name: src.String(), Proxy: src.proxy, Usable: !src.proxy || src.usable, LastError: src.lastErr, LastAt: src.lastErrAt,
-		})
-		src.mu.Unlock()
+		s.Sources = append(s.Sources, src.status())
 	}
+	for _, p := range db.peers() {
+		s.Peers = append(s.Peers, p.status())
+	}
+	s.Follow = db.progress.status()
 	if err := db.Frozen(ctx); errors.Is(err, errFrozen) {
 		s.Forked = true
 	} else if err != nil {
@@ -59,6 +71,9 @@ func (db *DB) Status(ctx context.Context) (Status, error) {
 		return s, err
 	}
 	s.Size, s.Root = now.N, now.Hash
+	if h, ok := db.ahead.over(now.N, false); ok {
+		s.Ahead = h.N
+	}
 	if a, err := db.anchor(ctx, now, anchorBits); err == nil {
 		s.Anchor = a.N
 	}

@@ -42,15 +42,22 @@ func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	if v.tree.N <= 0 || v.tree.N > maxTree {
 		return nil, fmt.Errorf("tree of %d records: %w", v.tree.N, artifact.ErrRefused)
 	}
-	hashes, err := v.read(indexes, nil)
+	hashes, err := v.read(indexes, attempt{})
 	if !errors.Is(err, errBadTiles) {
 		return hashes, err
 	}
 	v.db.metrics.badTiles.Inc()
-	if !v.online || len(v.db.sources) == 0 {
+	if !v.online || !v.db.askable() {
 		return nil, fmt.Errorf("tiles held of the tree of %d records of %s do not lead to its root: %w: %w", v.tree.N, v.db.name, artifact.ErrDamaged, artifact.ErrUnavailable)
 	}
+	return v.oneByOne(indexes, err)
+}
+
+// oneByOne is read from one source after the other, because err: what was read from wherever does not fit together. In the
+// end it is read from all but those whose tiles were bad.
+func (v *view) oneByOne(indexes []int64, err error) ([]tlog.Hash, error) {
 	order := v.db.order(classTile)
+	liars := make(map[*source]bool)
 	for i, s := range order {
 		if v.ctx.Err() != nil || !v.db.supported(v.ctx, s) {
 			continue
@@ -62,29 +69,55 @@ func (v *view) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 		if errors.Is(err2, errBadTiles) {
 			v.db.metrics.badTiles.Inc()
 			v.db.Log.Warn("tiles are no good", "source", s.String(), "size", v.tree.N, "err", err2)
-			s.blame(err2)
+			v.db.refuse(s, err2)
+			liars[s] = true
 			err = fmt.Errorf("%s: %w", s, err2)
+		}
+	}
+	if len(liars) > 0 && len(liars) < len(order) && v.ctx.Err() == nil {
+		if hashes, err2 := v.read(indexes, attempt{without: liars}); err2 == nil {
+			return hashes, nil
 		}
 	}
 	return nil, err
 }
 
-// readAt is read from the first of n sources alone, in its share of the time.
+// readAt is read from the first of n sources alone, in its share of the time. A peer need not have what is held here.
 func (v *view) readAt(indexes []int64, s *source, n int) ([]tlog.Hash, error) {
 	one := *v
 	ctx, cancel := context.WithTimeout(v.ctx, share(v.ctx, fetchBudget, n))
 	defer cancel()
 	one.ctx = ctx
-	return one.read(indexes, s)
+	if !s.peer {
+		return one.read(indexes, attempt{only: s, bare: true})
+	}
+	hashes, err := one.read(indexes, attempt{only: s})
+	if !errors.Is(err, errBadTiles) {
+		return hashes, err
+	}
+	hashes, err2 := one.read(indexes, attempt{only: s, bare: true}) // what is held here may be what is bad
+	if err2 == nil {
+		return hashes, nil
+	}
+	return nil, err
 }
 
-// read is one attempt of ReadHashes: from wherever, or from the source only alone.
-func (v *view) read(indexes []int64, only *source) ([]tlog.Hash, error) {
-	r := &tileReader{view: v, only: only}
+// attempt says where tiles are read from.
+type attempt struct {
+	only    *source          // and from no other source; nil: from any
+	bare    bool             // not from the store
+	without map[*source]bool // nor from these
+}
+
+// read is one attempt of ReadHashes.
+func (v *view) read(indexes []int64, a attempt) ([]tlog.Hash, error) {
+	r := &tileReader{view: v, attempt: a}
 	hashes, err := tlog.TileHashReader(v.tree, r).ReadHashes(indexes)
 	switch {
 	case r.err != nil: // nothing may be built on tiles that are not held
 		return nil, r.err
+	case err != nil && r.complete && a.only != nil && !r.fetched: // it gave nothing, so nothing bad
+		return nil, fmt.Errorf("tree of %d records of %s: tiles held here are bad: %v: %w", v.tree.N, v.db.name, err, artifact.ErrUnavailable)
 	case err != nil && r.complete:
 		return nil, fmt.Errorf("%w: tree of %d records of %s: %v", errBadTiles, v.tree.N, v.db.name, err)
 	}
@@ -104,7 +137,8 @@ func (v *view) keep() error {
 // tileReader is the tlog.TileReader of one attempt.
 type tileReader struct {
 	*view
-	only     *source
+	attempt
+	fetched  bool  // some were not in the store
 	complete bool  // all tiles were read: an error that follows is about their content
 	err      error // of SaveTiles, which cannot return one
 }
@@ -116,7 +150,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	var missing []int
 	var why error // why the worst of them is missing: damaged is worse than not held
 	for i, t := range tiles {
-		if r.only == nil {
+		if !r.bare {
 			if data[i] = r.staged[t]; data[i] != nil {
 				continue
 			}
@@ -133,7 +167,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 		}
 		missing = append(missing, i)
 	}
-	if len(missing) > 0 && (!r.online || len(r.db.sources) == 0) {
+	if len(missing) > 0 && (!r.online || !r.db.askable()) {
 		if why == nil { // asked of a source alone, and there is none
 			why = fmt.Errorf("%s %w", tiles[missing[0]].Path(), errNotHeld)
 		}
@@ -143,14 +177,14 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	g.SetLimit(8)
 	for _, i := range missing {
 		g.Go(func() (err error) {
-			data[i], err = r.db.fetchTile(ctx, tiles[i], r.only)
+			data[i], err = r.db.fetchTile(ctx, tiles[i], r.attempt)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	r.complete = true
+	r.complete, r.fetched = true, len(missing) > 0
 	return data, nil
 }
 
@@ -176,15 +210,20 @@ func (r *tileReader) SaveTiles(tiles []tlog.Tile, data [][]byte) {
 	}
 }
 
-// fetchTile asks the sources for t, or only one of them. The bytes are not authenticated. A 404 of a tile says nothing
+// fetchTile asks the sources for t, those that how allows. The bytes are not authenticated. A 404 of a tile says nothing
 // about a module, so the error does not match [fs.ErrNotExist].
-func (db *DB) fetchTile(ctx context.Context, t tlog.Tile, only *source) ([]byte, error) {
-	if only != nil {
-		b, err := db.tileAt(ctx, only, t)
+func (db *DB) fetchTile(ctx context.Context, t tlog.Tile, how attempt) ([]byte, error) {
+	if how.only != nil {
+		b, err := db.tileAt(ctx, how.only, t)
 		return b, absence(err)
 	}
 	var err error
-	for a := range ask(ctx, db, classTile, func(ctx context.Context, s *source) ([]byte, error) { return db.tileAt(ctx, s, t) }) {
+	for a := range ask(ctx, db, classTile, func(ctx context.Context, s *source) ([]byte, error) {
+		if how.without[s] {
+			return nil, fmt.Errorf("%s: its tiles were bad: %w", s, artifact.ErrUnavailable)
+		}
+		return db.tileAt(ctx, s, t)
+	}) {
 		if a.err == nil {
 			return a.val, nil
 		}
@@ -199,11 +238,12 @@ func (db *DB) fetchTile(ctx context.Context, t tlog.Tile, only *source) ([]byte,
 	return nil, absence(err)
 }
 
-// tileAt asks s for t, and if s has it not in this width, for the full tile, as the go command does.
+// tileAt asks s for t, and if s has it not in this width, for the full tile, as the go command does. A peer cuts what it
+// holds by itself.
 func (db *DB) tileAt(ctx context.Context, s *source, t tlog.Tile) ([]byte, error) {
 	size := t.W * tlog.HashSize
 	b, err := db.fetch(ctx, s, "/"+t.Path(), int64(size))
-	if t.W < tileWidth && errors.Is(err, fs.ErrNotExist) {
+	if !s.peer && t.W < tileWidth && errors.Is(err, fs.ErrNotExist) {
 		full := t
 		full.W = tileWidth
 		if b, err2 := db.fetch(ctx, s, "/"+full.Path(), tileBytes); err2 == nil && len(b) == tileBytes {

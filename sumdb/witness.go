@@ -28,11 +28,16 @@ var errFrozen = fmt.Errorf("frozen by a fork: %w", artifact.ErrUnavailable)
 var errOtherHistory = fmt.Errorf("which an operator has acknowledged: %w", artifact.ErrRefused)
 
 // Run works in the background until ctx is done: it gets the first head, asks for a newer one every HeadInterval, and
-// checks all other heads that were met for consistency with the committed one. It returns nil then.
+// checks all other heads that were met for consistency with the committed one. It commits the heads for which there was no
+// quorum, and holds the tiles of what other nodes committed. It returns nil then.
 func (db *DB) Run(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error { db.watch(ctx); return nil })
 	g.Go(func() error { db.poll(ctx); return nil })
+	g.Go(func() error { db.settle(ctx); return nil })
+	if db.Changes != nil {
+		g.Go(func() error { db.keepUp(ctx); return nil })
+	}
 	return g.Wait()
 }
 
@@ -126,10 +131,7 @@ func (db *DB) check(ctx context.Context, h head) (outcome string, err error) {
 		return "failed", err
 	}
 	if h.N > now.N {
-		if _, err := db.consistent(ctx, now, h, db.stage(ctx, h)); err != nil {
-			return outcomeOf(err), err
-		}
-		return "consistent", nil
+		return db.checkAhead(ctx, h)
 	}
 	proof, err := db.consistent(ctx, now, h, &view{db: db, ctx: ctx, tree: now.Tree, online: true})
 	if err != nil {
@@ -144,6 +146,22 @@ func (db *DB) check(ctx context.Context, h head) (outcome string, err error) {
 	}
 	db.Log.Info("older tree head kept as an anchor", "size", h.N, "newest", now.N)
 	return "anchor", nil
+}
+
+// checkAhead proves h, which is newer than the committed head, consistent with the newest one that is known here.
+func (db *DB) checkAhead(ctx context.Context, h head) (outcome string, err error) {
+	known, err := db.newest(ctx)
+	if err != nil {
+		return "failed", err
+	}
+	v := db.stage(ctx, h)
+	if h.N <= known.N {
+		v = &view{db: db, ctx: ctx, tree: known.Tree, online: true}
+	}
+	if _, err := db.consistent(ctx, known, h, v); err != nil {
+		return outcomeOf(err), err
+	}
+	return "consistent", nil
 }
 
 func outcomeOf(err error) string {
@@ -179,16 +197,27 @@ func (db *DB) anchor(ctx context.Context, now head, bits uint) (head, error) {
 // edgeHeld reports whether the right edge of a is held in the shape of now's tree, of which a is a prefix: what a client
 // whose tree is newer than a asks for. If not, and online is set, it is fetched.
 func (db *DB) edgeHeld(ctx context.Context, a, now head, online bool) bool {
+	return db.holdEdge(ctx, a.Tree, now.Tree, online) == nil
+}
+
+// errOtherTree means that a tree is no prefix of the committed one.
+var errOtherTree = fmt.Errorf("is no prefix of it: %w", artifact.ErrRefused)
+
+// holdEdge is edgeHeld, and says why not.
+func (db *DB) holdEdge(ctx context.Context, a, now tlog.Tree, online bool) error {
 	key := [2]int64{a.N, now.N}
 	if _, ok := db.ready.get(key); ok {
-		return true
+		return nil
 	}
-	root, err := tlog.TreeHash(a.N, &view{db: db, ctx: ctx, tree: now.Tree, online: online})
-	if err != nil || root != a.Hash {
-		return false
+	root, err := tlog.TreeHash(a.N, &view{db: db, ctx: ctx, tree: now, online: online})
+	if err != nil {
+		return fmt.Errorf("edge of the tree of %d records in that of %d: %w", a.N, now.N, err)
+	}
+	if root != a.Hash {
+		return fmt.Errorf("the tree of %d records, for that of %d, %w", a.N, now.N, errOtherTree)
 	}
 	db.ready.put(key, true, 0)
-	return true
+	return nil
 }
 
 // frozen returns an error if a fork froze the database. Evidence that could not be committed yet counts, and is offered to
