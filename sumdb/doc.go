@@ -33,6 +33,8 @@
 //     the evidence is committed, what is new is refused, what is held stays served, until an operator acknowledges it. A
 //     source that shows the acknowledged head after that is passed over; a further head of that history is a new fork.
 //   - Nothing is remembered from an error. A 404 is believed for two seconds.
+//   - A record is called committed only if its head is. One that lies beyond, because there is no quorum to commit a head
+//     with, is verified all the same, is answered with "Modmirror-Committed: false" and "no-store", and is as true.
 //   - Every answer of a source, every wait, queue, cache and number of goroutines is bounded. A client that goes away
 //     does not end a lookup that others wait for.
 //   - The name of a private module is never sent to a source.
@@ -47,11 +49,36 @@
 // takes the deep anchor if it covers the record, else the anchor, else the newest head, and of these the first whose
 // tiles are held here; if none of them will do, an older head whose tiles are.
 //
+// # Many nodes
+//
+// The nodes of a cluster share the [Catalog], which may be behind on any of them, and each has its own [TileStore]. All of
+// them are one URL to a client, which may be told of a head by one node and ask the next one for the tiles of it. So that
+// this never fails:
+//
+//   - [DB.Run] holds on each node what every committed record needs in the shape of the newest committed head, and the edge
+//     of every committed head in that shape, whoever looked the record up or moved the head ([Config.Changes]). Tiles come
+//     from the peers first ([Config.Peers]). How far this is, is in a file beside the tiles, and in [Status].
+//   - What is not held when a client asks is read through: from peers, then proxies, then the database. A lookup whose newest
+//     head is not held here is answered with an older committed one that is.
+//   - A record that is not committed here and not to be had elsewhere, and a tile beyond the committed tree, have the catalog
+//     catch up ([Config.Sync]) before there is an answer.
+//   - If the catalog cannot, a tile beyond the committed tree is served in a newer tree that a peer tells of, once that is
+//     proven: its head is signed, and the committed tree is a prefix of it. That commits nothing.
+//
+// Without a quorum no head is committed. A record beyond the committed one is then verified against the signed head that it
+// came with, which is proven consistent with the committed head, and with all others that wait to be committed. [DB.Run]
+// commits these heads, smallest first, once there is a quorum. They are in memory only: after a restart the record is looked
+// up again. No later history can contradict such a head without being half of a fork, which freezes the database as ever.
+//
+// A peer is believed no more than any source: each tile is authenticated, each head verified. What a peer says is never a
+// reason for 404.
+//
 // # If the process dies
 //
 // The order for a new record is: lookup; tiles read and authenticated; tiles fsynced; if the record lies beyond the
 // committed head, that head committed with its consistency proof; record returned, for the catalog to commit. After the
 // tiles are stored, and after the head is committed, what is there is true and of use by itself; the next lookup of the
-// record finds more of it in place and otherwise does the same work. A tile is written under a temporary name, fsynced,
+// record finds more of it in place and otherwise does the same work. The cursor of the tiles is stored after the tiles that
+// it speaks of: what it is behind, is looked at once more. A tile is written under a temporary name, fsynced,
 // renamed, and its directory fsynced; a temporary file that a crash left is removed by [OpenTiles].
 package sumdb

@@ -44,8 +44,8 @@ func (w *watched) Next(ctx context.Context) (int64, error) {
 func TestFollower(t *testing.T) {
 	c := newCluster(t, 1, 60000, nil)
 	var ms []module.Version
-	for i := range 70 {
-		c.src.Grow(150 * (i % 3))
+	for i := range 24 {
+		c.src.Grow(450 * (i % 3))
 		ms = append(ms, c.log(t, c.nodes[0], fmt.Sprint("m", i)))
 	}
 	c.passes(t)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/sumdb/sumdbtest"
 )
@@ -125,6 +126,14 @@ func TestPeerLies(t *testing.T) {
 	}
 	c.nodes[0].edit.Store(&lie)
 	p := c.nodes[3]
+	now, err := p.committed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &view{db: p.DB, ctx: t.Context(), tree: now.Tree, online: true}
+	if _, err := v.ReadHashes([]int64{tlog.StoredHashIndex(0, 3<<8), tlog.StoredHashIndex(0, 4<<8)}); err != nil {
+		t.Errorf("from two peers, neither of which has both tiles: %v", err)
+	}
 	for _, path := range []string{"/tile/8/0/003", "/tile/8/0/004"} {
 		good, _ := c.nodes[0].Tiles.Tile(tileAt(0, int64(path[len(path)-1]-'0')))
 		if w := get(t, p, path); w.Code != http.StatusOK || !bytes.Equal(w.Body.Bytes(), good) {
