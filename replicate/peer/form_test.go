@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -328,27 +329,9 @@ func TestFormOldAnswer(t *testing.T) {
 	if _, err := newFormer(FormConfig{Expect: 3, Join: f.join, File: all[0].file, Link: all[0].node.Link}); err != nil {
 		t.Fatal(err) // 1 answers from now on that it proposes nothing
 	}
-	inserted := false
-	n.config.Resolver = nil
-	n.seeds = &Seeds{[]seed{{kind: "dns", name: "all", port: "1"}}}
-	n.config.Resolver = resolverFunc(func() []string {
-		// The round has begun, 1 is about to be asked.
-		inserted = true
-		if err := n.accept(p, "1"); err != nil {
-			t.Error(err)
-		}
-		return nil
-	})
-	n.addresses(t.Context(), nil)
-	n.config.Resolver = resolverFunc(func() []string { return nil })
-	if !inserted || n.current() == nil {
-		t.Fatal("not accepted")
-	}
-	// A round that began before the promise may do nothing about it.
-	if err := n.release("p", "1", "released"); err != nil || n.current() != nil {
-		t.Fatal("release by the proposer does not release")
-	}
-	first := true
+	host, port, _ := net.SplitHostPort(all[0].addr)
+	n.seeds = &Seeds{[]seed{{kind: "dns", name: "all", port: "1"}, {kind: "host", name: host, port: port}}}
+	first := true // the round has begun, 1 is about to be asked
 	n.config.Resolver = resolverFunc(func() []string {
 		if first {
 			first = false
@@ -518,5 +501,28 @@ func TestFormLostBeforeAccepting(t *testing.T) {
 	}
 	if cluster := same(t, []*founder{all[0], all[1], all[3]}, "124"); cluster == "lost" {
 		t.Error("a proposal was formed that one node has not accepted")
+	}
+}
+
+// Who does not see the proposer is not counted on: its address works in one direction only.
+func TestSuggestNeedsToBeSeen(t *testing.T) {
+	f := newFounder(t, "1", 3)
+	n, err := newFormer(FormConfig{Expect: 3, Join: []string{"a:1"}, File: f.file, Link: f.node.Link})
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := func(id string, sees ...string) formState {
+		return formState{Hello: Hello{Node: id, Boot: "b", Address: "h:1"}, Ready: true, Expect: 3, Sees: sees}
+	}
+	if p, ok := n.suggest(map[string]formState{"2": free("2", "1", "3"), "3": free("3", "2")}); ok {
+		t.Errorf("suggests %v, and 3 does not see 1", p)
+	}
+	seen := map[string]formState{"2": free("2", "1", "3"), "3": free("3", "1", "2")}
+	if p, ok := n.suggest(seen); !ok || serverIDs(Formation{Servers: p.Servers}) != "123" {
+		t.Errorf("suggests %v, %v, want 1, 2 and 3", p, ok)
+	}
+	seen["0"] = formState{Hello: Hello{Node: "0", Boot: "b", Cluster: "c"}}
+	if p, ok := n.suggest(seen); ok {
+		t.Errorf("suggests %v, and there is a cluster", p)
 	}
 }

@@ -88,7 +88,9 @@ func TestManyRequests(t *testing.T) {
 
 func TestCallErrors(t *testing.T) {
 	a, b := start(t, "a", nil), start(t, "b", nil)
-	b.Handle("GET /v1/no", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "not today", http.StatusServiceUnavailable) }))
+	b.Handle("GET /v1/no", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "not today", http.StatusServiceUnavailable)
+	}))
 	b.Handle("GET /v1/long", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "12345") }))
 	hang := make(chan struct{})
 	b.Handle("GET /v1/hang", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-hang }))

@@ -95,6 +95,10 @@ func TestRefusals(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			a := start(t, c.node, c.change)
 			everyWay(t, a, c.to, b, c.class, c.words...)
+			_, err := a.Do(t.Context(), Request{Node: c.to, Addr: b.addr(), Path: "/v1/status"})
+			if r, ok := errors.AsType[*Refusal](err); !ok || r.By != b.addr() {
+				t.Errorf("%v: want the refusal of the other end", err)
+			}
 			b.logs.wait(t, append(c.words, "class="+string(c.class))...)
 			if _, err := a.Probe(t.Context(), "127.0.0.1:1"); ClassOf(err) != "" || err == nil {
 				t.Errorf("nobody there: %v, want an error that is no refusal", err)
