@@ -521,6 +521,10 @@ func TestSuggestNeedsToBeSeen(t *testing.T) {
 	if p, ok := n.suggest(seen); !ok || serverIDs(Formation{Servers: p.Servers}) != "123" {
 		t.Errorf("suggests %v, %v, want 1, 2 and 3", p, ok)
 	}
+	seen["0"] = free("0", "1")
+	if p, ok := n.suggest(seen); ok {
+		t.Errorf("suggests %v, and 0 is lower", p)
+	}
 	seen["0"] = formState{Hello: Hello{Node: "0", Boot: "b", Cluster: "c"}}
 	if p, ok := n.suggest(seen); ok {
 		t.Errorf("suggests %v, and there is a cluster", p)

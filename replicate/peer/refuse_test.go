@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -271,4 +272,22 @@ func TestDialRaftEndsWithItsContext(t *testing.T) {
 	if _, err := a.DialRaft(ctx, "b", ln.Addr().String()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("DialRaft = %v", err)
 	}
+}
+
+// A node that lets in whoever comes is not believed to be another one.
+func TestDialerChecksWhoAnswers(t *testing.T) {
+	a := start(t, "a", nil)
+	var b *testNode
+	b = start(t, "b", func(c *Config, _ *Hello) {
+		c.Check = func(Hello) error {
+			b.set(func(h *Hello) { h.Node = "z" })
+			return nil
+		}
+	})
+	_, err := a.DialRaft(t.Context(), "b", b.addr())
+	wantRefusal(t, err, OtherNode, "node b was expected", "(z)")
+	b.set(func(h *Hello) { h.Node = "b" })
+	b.Handle("GET /v1/x", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set(helloHeader, b.Self().header()) }))
+	_, err = a.Do(t.Context(), Request{Node: "b", Addr: b.addr(), Path: "/v1/x"})
+	wantRefusal(t, err, OtherNode, "node b was expected", "(z)")
 }
