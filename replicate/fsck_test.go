@@ -29,7 +29,8 @@ func fullMachine(t testing.TB) (*machine, *replicatetest.Database) {
 	part := db.Publication(a, 3)
 	part.Info, part.Manifest.Info = nil, artifact.Ref{}
 	for _, r := range m.apply(
-		trustCommand{db.Key}, clusterCommand{"c"},
+		trustCommand{db.Key}, clusterCommand{"c"}, forgetCommand{"ID2"},
+		registerCommand{Peer{ID: "ID1", Name: "one", Address: "host:1", Role: RoleVoter, Boot: "B", Starts: 1}},
 		headCommand{Database: db.Name, Note: db.Head(3)},
 		publishCommand{part}, publishCommand{db.Publication(a, 3)}, publishCommand{db.Publication(b, 3)},
 		listingCommand{artifact.Listing{Path: "example.com/a", Versions: []string{"v1.0.0"}, Listed: time.Unix(1, 0)}},
@@ -38,7 +39,6 @@ func fullMachine(t testing.TB) (*machine, *replicatetest.Database) {
 			t.Fatal(r.err)
 		}
 	}
-	m.apply(registerCommand{Peer{ID: "ID1", Name: "one", Address: "host:1", Role: RoleVoter, Boot: "B", Starts: 1}}, forgetCommand{"ID2"})
 	m.apply(publishCommand{db.Publication(a2, 3)}, forkCommand{artifact.Fork{Database: db.Name, A: db.Head(4), B: f.Head(4)}})
 	return m, db
 }

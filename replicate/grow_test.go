@@ -8,8 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate/replicatetest"
 )
 
 // completeness is what nodes say of their blobs, in tests.
@@ -152,6 +154,29 @@ func TestCandidate(t *testing.T) {
 	held.set("7", 9)
 	if p, ok := n.candidate(peers, 9); ok {
 		t.Errorf("candidate() = %+v, and there are three voters", p)
+	}
+}
+
+// The next change waits for the one before, and who does not say what it holds does not count as alive.
+func TestCaughtUp(t *testing.T) {
+	var held completeness
+	n := &Node{config: Config{Complete: held.of}}
+	n.id.Node = "1"
+	all := []Peer{{ID: "1", Member: true, Voter: true}, {ID: "2", Member: true, Voter: true}, {ID: "3", Member: true}}
+	held.set("1", 9)
+	held.set("3", 0)
+	if !n.caughtUp(all, 9) {
+		t.Error("who is dead, or no voter, holds up the next change")
+	}
+	if q := n.quorumWith(all, "", false); q != (Quorum{2, 2, 1}) {
+		t.Errorf("quorumWith() = %+v with a voter that says nothing", q)
+	}
+	held.set("2", 8)
+	if n.caughtUp(all, 9) {
+		t.Error("a voter that lacks something does not hold up the next change")
+	}
+	if q := n.quorumWith(all, "3", true); q != (Quorum{3, 2, 3}) {
+		t.Errorf("quorumWith() = %+v", q)
 	}
 }
 
@@ -303,22 +328,50 @@ func TestRemovalGoesOn(t *testing.T) {
 	c.publish("example.com/a", "v1.0.0")
 }
 
-// Of two voters one can be removed, although that takes both votes, also when its leader is slow.
+// Of two voters one can be removed, although that takes both votes: it votes on until it is out.
 func TestRemoveOneOfTwo(t *testing.T) {
 	refused := make(chan error, 9)
 	c := &cluster{t: t, net: newNetwork()}
-	c.config = func(i int, conf *Config) { conf.OnRefused = func(err error) { refused <- err } }
+	c.config = func(i int, conf *Config) {
+		conf.OnRefused = func(err error) { refused <- err }
+		conf.reconcile = time.Hour
+	}
 	c.grow(2)
 	lead := c.leader()
 	i := c.follower()
-	if _, err := lead.propose(t.Context(), forgetCommand{c.nodes[i].ID()}); err != nil {
+	id := c.nodes[i].ID()
+	if _, err := lead.propose(t.Context(), forgetCommand{id}); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "end of the removal", func() bool { return len(c.leader().Members()) == 1 })
+	waitFor(t, "word of the removal", func() bool { gone, err := c.nodes[i].isGone(id); return gone && err == nil })
+	for i := range 2 {
+		if err := lead.TrustDatabase(t.Context(), replicatetest.NewDatabase(t, fmt.Sprintf("other%d.example.org", i)).Key); err != nil {
+			t.Errorf("a write that needs both votes: %v", err)
+		}
+	}
+	if len(refused) > 0 {
+		t.Errorf("OnRefused(%v) while its vote is needed", <-refused)
+	}
+	c.lead("take out", func(lead *Node) error { return lead.drop(t.Context(), id, lead.raft.GetConfiguration().Index()) })
 	if err := <-refused; !errors.Is(err, ErrRemoved) {
 		t.Errorf("OnRefused(%v)", err)
 	}
 	c.close(i)
+	c.publish("example.com/c", "v1.0.0")
+}
+
+// A leader that takes itself out ends, and says why.
+func TestLeaderTakenOut(t *testing.T) {
+	refused := make(chan error, 9)
+	c := &cluster{t: t, net: newNetwork()}
+	c.config = func(i int, conf *Config) { conf.OnRefused = func(err error) { refused <- err } }
+	c.grow(3)
+	lead := c.leader()
+	lead.drop(t.Context(), lead.ID(), lead.raft.GetConfiguration().Index()) // may be too late to be answered
+	if err := <-refused; !errors.Is(err, ErrRemoved) {
+		t.Errorf("OnRefused(%v)", err)
+	}
+	c.close(c.indexOf(lead))
 	c.publish("example.com/a", "v1.0.0")
 }
 

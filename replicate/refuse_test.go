@@ -140,11 +140,12 @@ func TestNameTaken(t *testing.T) {
 // version does not exist.
 func TestDiverged(t *testing.T) {
 	c := newCluster(t, 3)
+	c.join(c.add(), false)
 	m := c.publish("example.com/a", "v1.0.0")
 	c.same()
 	n := c.nodes[c.follower()]
 	var others []string
-	for _, o := range c.nodes {
+	for _, o := range c.nodes[:3] {
 		if o != n {
 			others = append(others, o.ID())
 		}
@@ -154,8 +155,9 @@ func TestDiverged(t *testing.T) {
 	wrong[0] ^= 1
 	wronger[0] ^= 2
 	n.Compare(others[0], seq, wrong)
+	n.Compare(others[0], seq, wronger) // it contradicts itself, and has one vote all the same
 	n.Compare(others[0], seq, wrong)
-	n.Compare(others[1], seq, wronger)
+	n.Compare(c.nodes[3].ID(), seq, wrong) // has no vote
 	n.Compare(others[1], seq+1, wrong)
 	n.Compare("stranger", seq, wrong)
 	n.Compare(n.ID(), seq, wrong)
