@@ -109,7 +109,7 @@ func TestOvertakenHead(t *testing.T) {
 
 // A head that waits, and another one that contradicts it, are a fork, whichever of them is committed, if any.
 func TestForkOfWaitingHead(t *testing.T) {
-	for _, how := range []string{"looked up here", "committed elsewhere"} {
+	for _, how := range []string{"looked up here", "looked up here, further on", "committed elsewhere"} {
 		t.Run(how, func(t *testing.T) {
 			c := newCluster(t, 2, 1000, nil)
 			kept := c.log(t, c.nodes[1], "kept")
@@ -121,10 +121,18 @@ func TestForkOfWaitingHead(t *testing.T) {
 			add(c.src, hello)
 			want(t, p.DB, hello)
 			other := mv("example.com/other@v1.0.0")
+			if how == "looked up here, further on" {
+				fork.Grow(300)
+			}
 			add(fork, other)
 			fork.Grow(500)
 			c.src.AnswerAs(fork)
-			if how == "looked up here" {
+			switch how {
+			case "looked up here, further on":
+				if _, err := p.Record(t.Context(), other); !errors.Is(err, errFrozen) {
+					t.Errorf("Record: %v", err)
+				}
+			case "looked up here":
 				if r, err := p.Record(t.Context(), other); err == nil {
 					t.Errorf("Record: %+v", r)
 				}
@@ -132,7 +140,7 @@ func TestForkOfWaitingHead(t *testing.T) {
 				if _, err := p.Record(t.Context(), other); !errors.Is(err, errFrozen) {
 					t.Errorf("Record: %v", err)
 				}
-			} else {
+			case "committed elsewhere":
 				c.publish(t, c.nodes[1], other)
 				p.replica.Cut(false)
 				p.replica.Apply(1 << 30)

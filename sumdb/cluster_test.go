@@ -147,6 +147,16 @@ func (c *cluster) log(t testing.TB, p *peerNode, name string) module.Version {
 	return m
 }
 
+// bury adds a record to the database that is published at p with a head whose edge is not above the record.
+func (c *cluster) bury(t testing.TB, p *peerNode, name string) module.Version {
+	t.Helper()
+	m := mv("example.com/" + name + "@v1.0.0")
+	add(c.src, m)
+	c.src.Grow(700)
+	c.publish(t, p, m)
+	return m
+}
+
 // syncAll has all catalogs catch up.
 func (c *cluster) syncAll() {
 	for _, p := range c.nodes {
@@ -161,9 +171,11 @@ func (c *cluster) passes(t testing.TB) {
 		if p.down.Load() || p.hangs.Load() {
 			continue
 		}
-		if err := p.newFollower().pass(t.Context()); err != nil {
+		f := p.newFollower()
+		if err := f.pass(t.Context()); err != nil {
 			t.Fatalf("%s: %v", p, err)
 		}
+		f.save(true)
 	}
 }
 
@@ -335,6 +347,24 @@ func TestTileOfNewerTree(t *testing.T) {
 	lagging.replica.Cut(false)
 	if w := get(t, lagging, "/tile/8/0/900"); w.Code != http.StatusServiceUnavailable { // nor while the source is down
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// A node whose catalog can catch up need not learn from peers how large the tree is.
+func TestTileOfTreeCommittedElsewhere(t *testing.T) {
+	c := newCluster(t, 2, 3000, nil)
+	c.log(t, c.nodes[0], "kept")
+	c.syncAll()
+	c.src.Grow(2000)
+	c.log(t, c.nodes[0], "newer") // 5002
+	c.nodes[0].wasAsked()
+	if w := get(t, c.nodes[1], "/tile/8/0/019.p/138"); w.Code != http.StatusOK {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	for _, path := range c.nodes[0].wasAsked() {
+		if path == "/latest" {
+			t.Error("a peer was asked for its head")
+		}
 	}
 }
 
