@@ -271,7 +271,6 @@ func TestCommitPending(t *testing.T) {
 	n.uncommittedAnswer(zipPath, "PK")
 	wake := n.Wake()
 	c.set(func() { c.quorum = true })
-	n.pending.retry()
 	<-wake
 	c.nodes[1].want(zipPath, 200, "PK")
 	cancel()

@@ -159,6 +159,7 @@ func TestOutrun(t *testing.T) {
 		c.nodes[0].step = func(step string) {
 			if step == "record" {
 				once.Do(func() {
+					c.set(func() { c.nodes[0].paused = refuses == nil }) // it hears of it from the others only
 					c.nodes[1].want(zipPath, 200, "PK")
 					c.up.Tamper(helloV, artifact.Zip, mirrortest.Repack)
 					outrun.Store(true)
