@@ -108,7 +108,7 @@ func TestQuorumLossFails(t *testing.T) {
 	c := newCluster(t, 3)
 	c.set(func() { c.quorum = false })
 	for _, n := range c.nodes {
-		n.want(zipPath, 503, "no quorum")
+		n.want(zipPath, 503, "no majority of the voters")
 		if n.intents() != 0 {
 			t.Error("something is kept")
 		}

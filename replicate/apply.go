@@ -17,6 +17,7 @@ import (
 type result struct {
 	err      error             // nil, or why the command was refused
 	manifest artifact.Manifest // of a publication: what is committed now
+	listed   string            // the path of a listing that changed
 	forked   bool              // the evidence of a fork was kept, now or before
 	peers    bool              // the node table changed
 	index    uint64            // of the entry; 0: there is none
@@ -177,7 +178,7 @@ func (s state) applyListing(l artifact.Listing) (result, error) {
 	if err != nil {
 		return result{err: err}, nil
 	}
-	return result{}, s.bucket(bucketListings).Put([]byte(l.Path), v)
+	return result{listed: l.Path}, s.bucket(bucketListings).Put([]byte(l.Path), v)
 }
 
 func (s state) applyTrust(key string) (result, error) {

@@ -12,20 +12,14 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-// Change is a manifest as of its newest change: Seq is the number of the leaf that stands for it.
-type Change struct {
-	Seq      int64
-	Manifest artifact.Manifest
-}
-
 // Changes iterates over the manifests whose newest leaf has the number from or a later one, by leaf, and ends with those
 // that are committed here now; then wait for Wake, and go on behind the last one. A leaf that was followed by a later one
 // of the same module version is left out. It reads page by page, so the loop's body may take its time. A row that is
 // damaged is an error with its Seq, and the next one follows if the loop goes on; any other error ends it.
-func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[Change, error] {
-	return func(yield func(Change, error) bool) {
+func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[artifact.Change, error] {
+	return func(yield func(artifact.Change, error) bool) {
 		for {
-			var page []Change
+			var page []artifact.Change
 			var bad []error
 			next := from
 			err := c.read(ctx, func(s state) error {
@@ -39,7 +33,7 @@ func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[Change, err
 				return nil
 			})
 			if err != nil {
-				yield(Change{Seq: from}, err)
+				yield(artifact.Change{Seq: from}, err)
 				return
 			}
 			for i, change := range page {
@@ -56,7 +50,7 @@ func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[Change, err
 }
 
 // change returns what a row of bucketLeaves stands for, unless a later leaf stands for it.
-func (s state) change(k, v []byte) (c Change, ok bool, err error) {
+func (s state) change(k, v []byte) (c artifact.Change, ok bool, err error) {
 	seq, err := leafSeq(k)
 	c.Seq = seq
 	if err == nil && len(v) < tlog.HashSize {

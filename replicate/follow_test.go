@@ -9,7 +9,7 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-func changesOf(t *testing.T, n *Node, from int64) (all []Change) {
+func changesOf(t *testing.T, n *Node, from int64) (all []artifact.Change) {
 	t.Helper()
 	for c, err := range n.Changes(t.Context(), from) {
 		if err != nil {
@@ -54,7 +54,7 @@ func TestChanges(t *testing.T) {
 	if len(all) != pageSize+4 || last.Seq != pageSize+4 || last.Manifest.Module.Path != "example.com/a" || last.Manifest.Zip.IsZero() {
 		t.Errorf("%d changes, the last is %+v", len(all), last)
 	}
-	if !slices.IsSortedFunc(all, func(a, b Change) int { return int(a.Seq - b.Seq) }) {
+	if !slices.IsSortedFunc(all, func(a, b artifact.Change) int { return int(a.Seq - b.Seq) }) {
 		t.Error("changes out of order")
 	}
 	if rest := changesOf(t, n, last.Seq); len(rest) != 1 || rest[0].Seq != last.Seq {

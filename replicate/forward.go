@@ -100,7 +100,7 @@ func (n *Node) passOn(ctx context.Context, to Member, c command, body []byte) (r
 
 // settleHere waits until what the leader has answered is applied here, and believes this node's own catalog then.
 func (n *Node) settleHere(ctx context.Context, c command, r result) (result, error) {
-	if err := n.awaitApplied(ctx, r.index); err != nil {
+	if err := n.AwaitApplied(ctx, r.index); err != nil {
 		return result{}, err
 	}
 	p, ok := c.(publishCommand)
@@ -113,31 +113,6 @@ func (n *Node) settleHere(ctx context.Context, c command, r result) (result, err
 	}
 	r.manifest = have
 	return r, r.err
-}
-
-// awaitApplied waits until entry index is in this node's catalog.
-func (n *Node) awaitApplied(ctx context.Context, index uint64) error {
-	for {
-		next := n.applied.wait()
-		var have uint64
-		if err := n.view(func(s state) error { have, _ = s.applied(); return nil }); err != nil {
-			return err
-		}
-		if have >= index {
-			return nil
-		}
-		select {
-		case <-next:
-		case <-n.stopping:
-			return errClosed
-		case <-n.latch.done:
-			return n.latch.fault()
-		case <-n.refused:
-			return n.whyRefused()
-		case <-ctx.Done():
-			return fmt.Errorf("entry %d is committed, and not here yet: %w: %w", index, ctx.Err(), artifact.ErrUnavailable)
-		}
-	}
 }
 
 // Accept proposes what another node's Forward brought, if this node leads, and returns the answer for it. An error means

@@ -24,6 +24,7 @@ type fsm struct {
 	ended     <-chan struct{}  // closed when raft has been told to end; nil: never
 	changed   func(peers bool) // called after entries, and whether the node table may have changed; may be nil
 	forked    func()           // called after an entry that may have brought the evidence of a fork; may be nil
+	listed    func(string)     // called with the path of each listing that changed; may be nil
 	gaveUp    error            // why entries were left out; of raft's goroutine
 }
 
@@ -118,6 +119,9 @@ func (f *fsm) report(response any) (peers bool) {
 		peers = peers || r.peers
 		if r.forked && f.forked != nil {
 			f.forked()
+		}
+		if r.listed != "" && f.listed != nil {
+			f.listed(r.listed)
 		}
 		switch {
 		case errors.Is(r.err, artifact.ErrConflict):

@@ -184,3 +184,15 @@ func wrap(what string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// TransferLeadershipTo hands the leadership to the voter id.
+func (n *Node) TransferLeadershipTo(ctx context.Context, id string) error {
+	if err := n.writable(); err != nil {
+		return err
+	}
+	addr := n.addressOf(id)
+	if err := n.wait(ctx, n.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(addr))); err != nil {
+		return fmt.Errorf("transfer leadership to %s: %w: %w", id, err, artifact.ErrUnavailable)
+	}
+	return nil
+}

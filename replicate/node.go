@@ -34,6 +34,10 @@ type Config struct {
 	// its own, one at a time: when it is committed, and once at Open for what was before. nil: nobody is told.
 	OnFork func(artifact.Fork)
 
+	// OnListing is called with the path of each listing that changed here, in the order of the log. It must not block. nil:
+	// nobody is told.
+	OnListing func(path string)
+
 	// Stream carries raft's messages; the node closes it. nil: there are no other nodes (yet), and the node does not
 	// register.
 	Stream Stream
@@ -378,7 +382,7 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	snaps := newSnapshots(n.catalog, n.latch)
-	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked, changed: n.hasChanged}
+	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked, listed: n.config.OnListing, changed: n.hasChanged}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
 	conf.HeartbeatTimeout += time.Millisecond // see hurry
@@ -444,6 +448,12 @@ func (n *Node) whyNot() string {
 
 // ID returns the node's id, which it has for ever.
 func (n *Node) ID() string { return n.id.Node }
+
+// Cluster returns the id of the cluster, "" as long as it is not known here.
+func (n *Node) Cluster() (id string) {
+	_ = n.view(func(s state) error { id = s.cluster(); return nil })
+	return id
+}
 
 // Status returns what the node knows of itself. It asks nobody.
 func (n *Node) Status(ctx context.Context) (Status, error) {

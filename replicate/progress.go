@@ -1,0 +1,52 @@
+package replicate
+
+import (
+	"context"
+	"fmt"
+
+	"modmirror/mirror/artifact"
+)
+
+// Applied returns the index of the last entry that is in this node's catalog.
+func (n *Node) Applied(ctx context.Context) (index uint64, err error) {
+	err = n.read(ctx, func(s state) error { index, _ = s.applied(); return nil })
+	return index, err
+}
+
+// AwaitApplied waits until entry index is in this node's catalog.
+func (n *Node) AwaitApplied(ctx context.Context, index uint64) error {
+	for {
+		next := n.applied.wait()
+		var have uint64
+		if err := n.view(func(s state) error { have, _ = s.applied(); return nil }); err != nil {
+			return err
+		}
+		if have >= index {
+			return nil
+		}
+		select {
+		case <-next:
+		case <-n.stopping:
+			return errClosed
+		case <-n.latch.done:
+			return n.latch.fault()
+		case <-n.refused:
+			return n.whyRefused()
+		case <-ctx.Done():
+			return fmt.Errorf("entry %d is committed, and not here yet: %w: %w", index, ctx.Err(), artifact.ErrUnavailable)
+		}
+	}
+}
+
+// CommittedIndex returns the index up to which entries are committed, asked of a majority of the members. Only the leader can
+// say. The error matches [artifact.ErrUnavailable] elsewhere.
+func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
+	if err := n.writable(); err != nil {
+		return 0, err
+	}
+	index := n.raft.CommitIndex()
+	if err := n.wait(ctx, n.raft.VerifyLeader()); err != nil {
+		return 0, fmt.Errorf("verify the leadership: %w: %w", err, artifact.ErrUnavailable)
+	}
+	return index, nil
+}
