@@ -1,4 +1,6 @@
 # make serve   build and run a mirror with the built-in defaults on localhost:3000
+# make cluster build and run three nodes on this machine, as one cluster
+# make image   build a container image from deploy/Dockerfile, and a secret for deploy/docker-compose.yml
 # make test    everything that a change must pass
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
@@ -14,10 +16,20 @@ LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
 
 FUZZTIME = 10s
 
-.PHONY: serve build test check unit fuzz soak real bench clean
+.PHONY: serve cluster image build test check unit fuzz soak real bench clean
 
 serve: build
 	./bin/modmirror serve
+
+cluster: build
+	./bin/modmirror cluster local
+
+image: build
+	rm -rf bin/image && mkdir -p bin/image/data
+	cp bin/modmirror deploy/Dockerfile bin/image/
+	cp /etc/ssl/certs/ca-certificates.crt bin/image/
+	docker build -t modmirror bin/image
+	test -e deploy/cluster-token || ./bin/modmirror cluster token --new > deploy/cluster-token
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror

@@ -31,6 +31,7 @@ type config struct {
 	LogFormat   string
 	LogLevel    string
 	Limits      limits
+	Cluster     clusterConfig
 }
 
 const defaultDataDir = "./modmirror-data"
@@ -52,6 +53,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.LogFormat, "log-format", "text", "log as `text` or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log from this `level` on: debug, info, warn or error")
 	c.Limits.flags(fs)
+	c.Cluster.flags(fs)
 }
 
 // loadSettings fills the flags of cmd that were not given on the command line from the environment, else from the file
@@ -208,6 +210,9 @@ func (c *config) validate() error {
 		return usageError("--list-ttl, --not-found-ttl and --drain-timeout must be positive, --drain-delay not negative")
 	}
 	if err := c.Limits.validate(); err != nil {
+		return err
+	}
+	if err := c.Cluster.validate(); err != nil {
 		return err
 	}
 	if c.NotFoundTTL > time.Minute {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"modmirror/mirror/artifact"
 	"modmirror/mirror/upstream"
 	"modmirror/replicate"
+	"modmirror/replicate/peer"
 	"modmirror/sumdb"
 )
 
@@ -40,38 +42,63 @@ type node struct {
 	mirror    *mirror.Mirror
 	closers   []func() error // in the order of opening
 
-	mu     sync.Mutex
-	failed error // guarded by mu; what ended writing on this node
+	front front
+
+	identity atomic.Pointer[replicate.Identity] // set before link
+	opened   atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
+	boot     string                             // random text of this run
+	link     *peer.Link                         // nil: no other node can reach this one
+	table    *peer.Table                        // what the others said last
+	proven   proven                             // what enough voters can prove
+	ask      []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
+
+	mu      sync.Mutex
+	failed  error // guarded by mu; what ended writing on this node
+	refused error // guarded by mu; why the cluster does not take this node
 
 	evidence map[string][]string // guarded by mu; files with evidence of forks, by database
 }
 
+func newNode(c config, log *slog.Logger) *node {
+	return &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now()}
+}
+
 // openNode opens every part in order. On error it closes what it has opened.
-func openNode(ctx context.Context, c config, log *slog.Logger) (n *node, err error) {
-	n = &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now()}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, n.close())
-			n = nil
-		}
-	}()
+func openNode(ctx context.Context, c config, log *slog.Logger) (*node, error) {
+	n := newNode(c, log)
+	if err := n.open(ctx); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	return n, nil
+}
+
+// open opens every part in order. The caller closes the node, also after an error.
+func (n *node) open(ctx context.Context) (err error) {
+	c := n.config
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	specs, err := parseSpecs(c.SumDB)
 	if err != nil {
-		return n, err
+		return err
 	}
 	if err := n.openUpstream(ctx); err != nil {
-		return n, err
+		return err
 	}
 	if err := makeDataDir(c.DataDir); err != nil {
-		return n, err
+		return err
 	}
-	if err := n.openCatalog(ctx); err != nil {
-		return n, err
+	founding, err := n.openLink(ctx)
+	if err != nil {
+		return err
+	}
+	if err := n.openCatalog(ctx, founding); err != nil {
+		return err
+	}
+	if err := n.meet(ctx); err != nil {
+		return err
 	}
 	store, err := artifact.OpenStore(c.DataDir)
 	if err != nil {
-		return n, fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
+		return fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
 	}
 	n.mu.Lock()
 	n.store = store
@@ -83,10 +110,17 @@ func openNode(ctx context.Context, c config, log *slog.Logger) (n *node, err err
 	}
 	for _, spec := range specs {
 		if err := n.openDatabase(ctx, spec); err != nil {
-			return n, err
+			return err
 		}
 	}
-	return n, n.openMirror()
+	if err := n.openMirror(); err != nil {
+		return err
+	}
+	if n.link != nil {
+		n.handlePeers()
+		n.metrics.MustRegister(clusterMetrics{n})
+	}
+	return nil
 }
 
 func parseSpecs(list []string) ([]sumdb.Spec, error) {
@@ -149,10 +183,12 @@ func (n *node) upstreamConfig() upstream.Config {
 	}
 }
 
-func (n *node) openCatalog(ctx context.Context) error {
+func (n *node) openCatalog(ctx context.Context, c replicate.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	replica, err := replicate.Open(ctx, replicate.Config{Dir: n.config.DataDir, Log: n.log, Metrics: n.metrics, OnFault: n.onFault, OnFork: n.keepEvidence})
+	c.Dir, c.Log, c.Metrics, c.OnFault, c.OnFork, c.OnListing = n.config.DataDir, n.log, n.metrics, n.onFault, n.keepEvidence, n.relisted
+	n.clusterOptions(&c)
+	replica, err := replicate.Open(ctx, c)
 	if errors.Is(err, replicate.ErrLocked) {
 		return fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)
 	}
@@ -160,6 +196,7 @@ func (n *node) openCatalog(ctx context.Context) error {
 		return fmt.Errorf("--data-dir %s: %w", n.config.DataDir, err)
 	}
 	n.replica = replica
+	n.opened.Store(replica)
 	n.closers = append(n.closers, replica.Close)
 	return nil
 }
@@ -184,7 +221,7 @@ func (n *node) fault() error {
 }
 
 func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
-	if err := n.replica.TrustDatabase(ctx, spec.Key); err != nil {
+	if err := n.trust(ctx, spec.Key); err != nil {
 		return err
 	}
 	tiles, err := sumdb.OpenTiles(tilesDir(n.config.DataDir, spec.Name))
@@ -204,6 +241,10 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 		Metrics: n.metrics,
 
 		LookupBudget: n.config.Limits.Lookup,
+	}
+	if n.link != nil {
+		c.Peers = func() []sumdb.Source { return n.sumPeers(spec.Name) }
+		c.Changes, c.Sync = sumChanges{n.replica}, n.sync
 	}
 	if !n.config.Offline {
 		if err := n.addSources(&c, spec); err != nil {
@@ -245,7 +286,7 @@ func (n *node) openMirror() error {
 		return err
 	}
 	c := mirror.Config{
-		Index:          n.replica,
+		Index:          index{n.replica, n},
 		Store:          n.store,
 		Checksums:      n.set,
 		SumDB:          n.set,
@@ -272,10 +313,15 @@ func (n *node) openMirror() error {
 	if n.upstream != nil {
 		c.Upstream = n.upstream
 	}
+	if n.link != nil {
+		c.Peers, c.Proofs, c.Changes = peers{n}, n.replica, n.replica
+		c.Dir, c.PullLimit, c.OnQuorumLoss = n.config.DataDir, int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
+	}
 	n.mirror, err = mirror.New(c)
 	if err != nil {
 		return err
 	}
+	n.front.mirror.Store(n.mirror)
 	n.onClose(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // whoever wanted to wait for fetches has done so: see drain
@@ -289,6 +335,12 @@ func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, db := range n.databases {
 		g.Go(func() error { return db.Run(ctx) })
+	}
+	if n.link != nil {
+		g.Go(func() error { return n.table.Run(ctx) })
+		g.Go(func() error { return n.compareRoots(ctx) })
+		g.Go(func() error { return n.mirror.Follow(ctx) })
+		g.Go(func() error { return n.mirror.CommitPending(ctx) })
 	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -329,6 +381,12 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 	}
 	if st.Damage != "" {
 		return fmt.Errorf("the catalog is damaged, see modmirror fsck: %s", st.Damage)
+	}
+	switch {
+	case st.Diverged != "":
+		return fmt.Errorf("this node holds something else than the majority of its cluster: %s", st.Diverged)
+	case st.Refused != "":
+		return fmt.Errorf("the cluster does not take this node: %s", st.Refused)
 	}
 	if !writes {
 		return nil

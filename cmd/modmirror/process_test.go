@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,12 +29,28 @@ func startProcess(bin, dir, logFile string, env, args []string) (*process, error
 	if err != nil {
 		return nil, err
 	}
+	p, err := launch(bin, dir, logFile, addr, env, args)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.waitReady(30 * time.Second); err != nil {
+		p.kill()
+		return nil, err
+	}
+	return p, nil
+}
+
+// launch runs bin serve with args at addr, and does not wait until it is ready.
+func launch(bin, dir, logFile, addr string, env, args []string) (*process, error) {
 	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
 	p := &process{url: "http://" + addr, log: logFile, exited: make(chan struct{})}
+	if !slices.Contains(args, "--peer-listen") { // many run on this machine at the same time
+		args = append([]string{"--peer-listen", "127.0.0.1:0"}, args...)
+	}
 	p.cmd = exec.Command(bin, append([]string{"serve", "--listen", addr}, args...)...)
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.Stdout = dir, env, out, out
 	if err := p.cmd.Start(); err != nil {
@@ -43,10 +60,6 @@ func startProcess(bin, dir, logFile string, env, args []string) (*process, error
 		p.err = p.cmd.Wait()
 		close(p.exited)
 	}()
-	if err := p.waitReady(30 * time.Second); err != nil {
-		p.kill()
-		return nil, err
-	}
 	return p, nil
 }
 

@@ -85,6 +85,10 @@ func setupScript(env *testscript.Env, goCache string) error {
 		return err
 	}
 
+	peer, err := freeAddress()
+	if err != nil {
+		return err
+	}
 	modcache := filepath.Join(env.WorkDir, "modcache")
 	env.Vars = append(env.Vars,
 		"HOME="+filepath.Join(env.WorkDir, "home"),
@@ -97,6 +101,7 @@ func setupScript(env *testscript.Env, goCache string) error {
 		"GOSUMDB="+w.db.Key(),
 		"GOPROXY=http://not-started.invalid",
 		"UPSTREAM="+w.up.URL(),
+		"PEER="+peer,
 		"SUMDB="+w.db.Key(),
 		"NO_PROXY=*",
 	)

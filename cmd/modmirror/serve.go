@@ -54,37 +54,47 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer ln.Close()
-	n, err := openNode(ctx, c, log)
-	if err != nil {
-		return err
-	}
+	n := newNode(c, log)
 	defer func() { err = errors.Join(err, n.close()) }()
 
 	bounded := newConns(ln, maxConnections(c.Limits.Connections, log), c.Limits.PerClient, n.metrics)
 	srv := &http.Server{
-		Handler:           n.mirror,
+		Handler:           &n.front,
 		ConnState:         bounded.state,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	log.Info("serving", "url", "http://"+ln.Addr().String(), "data", c.DataDir, "offline", c.Offline, "version", buildVersion())
-
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	g, work := errgroup.WithContext(work)
-	g.Go(func() error { return n.run(work) })
+	opened := make(chan struct{})
 	g.Go(func() error {
-		tuneGC(work)
-		return nil
-	})
-	g.Go(func() error {
+		select { // whoever connects meanwhile waits, and is answered
+		case <-opened:
+		case <-time.After(patience):
+		}
 		if err := srv.Serve(bounded); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", c.Listen, err)
 		}
 		return nil
 	})
+	err = n.open(ctx)
+	close(opened)
+	if err != nil {
+		errs := errors.Join(srv.Close(), g.Wait())
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) { // told to stop before it had begun
+			return errs
+		}
+		return errors.Join(err, errs)
+	}
+	if n.link != nil {
+		log.Info("other nodes can join", "peers", n.link.Self().Address)
+	}
+	log.Info("serving", "url", "http://"+ln.Addr().String(), "data", c.DataDir, "offline", c.Offline, "version", buildVersion())
+	g.Go(func() error { return n.run(work) })
+	g.Go(func() error { tuneGC(work); return nil })
 	g.Go(func() error {
 		defer stopWork()
 		select {
@@ -130,7 +140,9 @@ func drain(ctx context.Context, c config, n *node, srv *http.Server, log *slog.L
 		}
 		return nil
 	})
-	return g.Wait()
+	err := g.Wait()
+	n.handOver(context.WithoutCancel(ctx))
+	return err
 }
 
 // listen opens the public port.

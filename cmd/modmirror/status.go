@@ -73,16 +73,21 @@ func newDatabaseStatus(st sumdb.Status) databaseStatus {
 }
 
 func statusCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, ready bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how a running mirror is",
 		Args:  cobra.NoArgs,
 	}
 	server := serverFlag(cmd)
+	cmd.Flags().BoolVar(&ready, "ready", false, "print nothing, and end with 0 only if the mirror takes requests: for health checks where there is no shell")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print it as JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := loadSettings(cmd); err != nil {
+			return err
+		}
+		if ready {
+			_, err := ask(cmd.Context(), *server, "/readyz")
 			return err
 		}
 		data, err := ask(cmd.Context(), *server, "/status")

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/module"
+)
+
+// What was downloaded through one node is served by each other one, with the upstream gone and the first node killed, to a
+// go command that has nothing and verifies everything.
+func TestClusterServesWithoutUpstreamAndFirstNode(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	first := s.nodes[0]
+	sum, err := s.download(first.url, app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(sum, "example.com/hello v1.0.0 h1:") {
+		t.Fatalf("go.sum:\n%s", sum)
+	}
+	s.up.Down(true)
+	first.kill()
+	for _, n := range s.nodes[1:] {
+		again, err := s.download(n.url, app)
+		if err != nil {
+			t.Errorf("through %s: %v", n.name, err)
+		} else if again != sum {
+			t.Errorf("through %s: go.sum is\n%s\nwas\n%s", n.name, again, sum)
+		}
+	}
+}
+
+// The leader is killed every few seconds while builds, each with lookups of its own, run against all three nodes behind a
+// balancer: no build fails, and whatever was downloaded is the same everywhere.
+func TestBuildsGoOnWhileLeadersDie(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	r := rand.New(rand.NewPCG(1, 2))
+	var mods []module.Version
+	for i := range 6 {
+		m := s.addRandom(r, fmt.Sprintf("example.com/kill%d", i))
+		mods = append(mods, m)
+	}
+	s.run()
+	s.voters(3)
+	front := httptest.NewServer(s.balance())
+	defer front.Close()
+	done := make(chan error, 1)
+	go func() {
+		for i, m := range mods {
+			if _, err := s.download(front.URL, "module app\n\ngo 1.21\n\nrequire "+m.Path+" "+m.Version+"\n"); err != nil {
+				done <- fmt.Errorf("build %d: %w", i, err)
+				return
+			}
+		}
+		done <- nil
+	}()
+	kills := 0
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if kills < 2 {
+				t.Errorf("only %d leaders were killed", kills)
+			}
+			s.allSame()
+			return
+		default:
+		}
+		lead := s.leader()
+		lead.kill()
+		kills++
+		s.run(lead)
+		s.voters(3)
+	}
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A node is added, gets a vote, loses it, and is removed, by commands; the arithmetic is printed, and what would end the
+// quorum is refused.
+func TestMembersChange(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	if _, err := s.download(s.nodes[0].url, app); err != nil {
+		t.Fatal(err)
+	}
+	s.voters(3)
+	n4 := s.addNode()
+	s.run(n4)
+	for _, n := range s.nodes {
+		s.sees(n, "a fourth member that holds everything", func(v clusterView) bool {
+			m, err := v.find("n4")
+			return err == nil && !m.Voter && m.Alive && m.Missing == 0 && m.Blobs == v.Seq && v.Seq > 0
+		})
+	}
+	s.up.Down(true)
+	if _, err := s.download(n4.url, app); err != nil {
+		t.Errorf("through the new node, without upstream: %v", err)
+	}
+	first := s.nodes[0]
+	out, err := s.command(first, "promote", "n4", "--yes")
+	if err != nil || !strings.Contains(out, "4 voters, 4 alive; a majority is 3: 1 more may fail") || !strings.Contains(out, "even number") {
+		t.Fatalf("promote: %v\n%s", err, out)
+	}
+	s.voters(4)
+	if out, err := s.command(first, "demote", "n4", "--yes"); err != nil {
+		t.Fatalf("demote: %v\n%s", err, out)
+	}
+	s.voters(3)
+	if out, err := s.command(first, "remove", "n4"); err == nil || !strings.Contains(out, `type "remove" to go on`) || !strings.Contains(out, "nothing is changed") {
+		t.Errorf("remove without a yes: %v\n%s", err, out)
+	}
+	if out, err := s.command(first, "remove", "n4", "--yes"); err != nil {
+		t.Fatalf("remove: %v\n%s", err, out)
+	}
+	s.sees(first, "three members", func(v clusterView) bool { return len(v.Nodes) == 3 })
+	s.await("n4 to say that it was removed", func() bool { return strings.Contains(n4.output(), "removed from the cluster") }, n4.output)
+	s.becomes(n4.process, "/readyz", 503)
+
+	s.nodes[2].kill() // two of three are left: none may go
+	s.sees(first, "a dead voter", func(v clusterView) bool { return v.quorum() == quorum{3, 2} })
+	if out, err := s.command(first, "demote", "n2", "--yes"); err == nil || !strings.Contains(out, "would leave no quorum") {
+		t.Errorf("demote that ends the quorum: %v\n%s", err, out)
+	}
+}
+
+// A node whose disk is lost cannot come back under its name before the old one is removed; then it is a new node, which catches
+// up and gets a vote.
+func TestWipedNodeIsReplaced(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	if _, err := s.download(s.nodes[0].url, app); err != nil {
+		t.Fatal(err)
+	}
+	s.voters(3)
+	first, lost := s.nodes[0], s.nodes[2]
+	lost.kill()
+	if err := os.RemoveAll(lost.dir); err != nil {
+		t.Fatal(err)
+	}
+	s.launch(lost)
+	s.await("the wiped node to be refused", func() bool { return strings.Contains(lost.output(), "belongs to another data directory") }, lost.output)
+	s.sees(first, "three members of which one is dead", func(v clusterView) bool { return len(v.Nodes) == 3 && v.quorum() == quorum{3, 2} })
+	if out, err := s.command(first, "remove", "n3", "--yes"); err != nil {
+		t.Fatalf("remove: %v\n%s", err, out)
+	}
+	lost.kill()
+	s.run(lost)
+	s.voters(3)
+	s.up.Down(true)
+	first.kill()
+	if _, err := s.download(lost.url, app); err != nil {
+		t.Errorf("through the node in place of the lost one: %v", err)
+	}
+}
+
+// Whoever does not belong to the cluster is refused, and both sides say why.
+func TestStrangersAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	s.voters(3)
+	stranger := s.addNode()
+	stranger.token = s.newToken("other-token")
+	s.launch(stranger)
+	s.await("another token to be refused", func() bool { return strings.Contains(stranger.output(), "cluster token") }, stranger.output)
+	stranger.kill()
+	if out, err := s.command(s.nodes[0], "members"); err != nil || strings.Contains(out, stranger.name) {
+		t.Errorf("members: %v\n%s", err, out)
+	}
+	s.token, stranger.token = stranger.token, ""
+	if out, err := s.command(s.nodes[0], "members"); err == nil || !strings.Contains(out, "cluster token") {
+		t.Errorf("a command with another token: %v\n%s", err, out)
+	}
+}
+
+// Two copies of one data directory do not run at the same time, nor does an old image after a later start.
+func TestCloneIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	s.voters(3)
+	original := s.nodes[1]
+	if err := original.stop(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	clone := s.addNode()
+	if err := os.CopyFS(clone.dir, os.DirFS(original.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s.run(original)
+	s.voters(3)
+	clone.name = original.name // it does not know that it is another one
+	s.launch(clone)
+	s.await("the clone to be refused", func() bool {
+		out := clone.output()
+		return strings.Contains(out, "copy") || strings.Contains(out, "runs right now") || strings.Contains(out, "already")
+	}, clone.output)
+	clone.kill()
+	s.voters(3)
+	if _, err := s.download(original.url, app); err != nil {
+		t.Errorf("through the original: %v", err)
+	}
+}

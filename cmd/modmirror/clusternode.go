@@ -1,0 +1,371 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"modmirror/mirror/artifact"
+	"modmirror/replicate"
+	"modmirror/replicate/peer"
+)
+
+// tokenName is the file in the data directory of a node that was given no secret. It is how other nodes on this machine can
+// join it.
+const tokenName = "cluster-token"
+
+// openLink opens the internal port, and finds the cluster that this node belongs to, or founds one, if it has none.
+// founding is what the catalog has to be opened with.
+func (n *node) openLink(ctx context.Context) (founding replicate.Config, err error) {
+	c := n.config.Cluster
+	id, err := replicate.Identify(n.config.DataDir)
+	if errors.Is(err, replicate.ErrLocked) {
+		return founding, fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)
+	}
+	if err != nil {
+		return founding, fmt.Errorf("--data-dir %s: %w", n.config.DataDir, err)
+	}
+	n.identity.Store(&id)
+	n.boot = rand.Text()
+	cred, err := n.credentials(id.Node)
+	if err != nil {
+		return founding, err
+	}
+	addr, err := advertised(ctx, c)
+	if err != nil {
+		return founding, err
+	}
+	n.link, err = peer.Listen(peer.Config{
+		Listen: c.peerListen(), Advertise: addr, Credentials: cred,
+		Self: n.hello, Check: n.checkPeer, Leader: n.leader,
+		Log: n.log, Metrics: n.metrics,
+	})
+	if errors.Is(err, syscall.EADDRINUSE) && !c.clustered() {
+		n.log.Info("no other node can join this one: another process uses the internal port; see --peer-listen", "address", c.peerListen())
+		n.link = nil
+		return founding, nil
+	}
+	if err != nil {
+		return founding, fmt.Errorf("--peer-listen %s: %w", c.peerListen(), err)
+	}
+	n.closers = append(n.closers, n.link.Close)
+	if !id.Fresh || c.Expect <= 1 && len(c.Join) == 0 {
+		return founding, nil
+	}
+	return n.form(ctx, id)
+}
+
+// form finds or founds a cluster. It takes as long as it takes.
+func (n *node) form(ctx context.Context, id replicate.Identity) (founding replicate.Config, err error) {
+	c := n.config.Cluster
+	if c.Expect > 1 {
+		n.front.say("it is looking for the %d new nodes that are to found a cluster, or for one of a cluster that exists", c.Expect)
+	} else {
+		n.front.say("it is looking for a node of the cluster that it is to join")
+	}
+	f, err := peer.Form(ctx, peer.FormConfig{Expect: c.Expect, Join: c.Join, File: filepath.Join(n.config.DataDir, "formed.json"), Link: n.link, Log: n.log})
+	if err != nil {
+		return founding, fmt.Errorf("find the other nodes: %w", err)
+	}
+	id.Cluster = f.Cluster
+	n.identity.Store(&id)
+	if f.Servers != nil && f.Servers[0].ID == id.Node {
+		founding.Found = &replicate.Founding{Cluster: f.Cluster}
+		for _, m := range f.Servers {
+			founding.Found.Servers = append(founding.Found.Servers, replicate.Member{ID: m.ID, Address: m.Address, Voter: true})
+		}
+		return founding, nil
+	}
+	founding.Join = true
+	n.ask = f.Ask
+	return founding, nil
+}
+
+// credentials are what this node shows to others.
+func (n *node) credentials(node string) (peer.Credentials, error) {
+	c := n.config.Cluster
+	if !c.TLS.isZero() {
+		cred, err := peer.FromFiles(c.TLS.CA, c.TLS.Cert, c.TLS.Key, n.log)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-ca, --tls-cert, --tls-key: %w", err)
+		}
+		return cred, nil
+	}
+	file := c.TokenFile
+	if file == "" {
+		file = filepath.Join(n.config.DataDir, tokenName)
+		if err := ensureToken(file); err != nil {
+			return nil, err
+		}
+	}
+	token, err := peer.ReadToken(file)
+	if err != nil {
+		return nil, fmt.Errorf("--cluster-token-file: %w", err)
+	}
+	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o004 != 0 {
+		n.log.Warn("every user of this machine can read the cluster's secret; chmod 600 it", "file", file)
+	}
+	return peer.FromToken(token, node), nil
+}
+
+// ensureToken makes a secret at file, unless there is one. Two processes that do so at once end up with the same.
+func ensureToken(file string) error {
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".token-")
+	if err != nil {
+		return fmt.Errorf("make a cluster token: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = io.WriteString(tmp, peer.NewToken().String()+"\n")
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		return fmt.Errorf("make a cluster token: %w", err)
+	}
+	if err := os.Link(tmp.Name(), file); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make a cluster token: %w", err)
+	}
+	return nil
+}
+
+// hello is how this node introduces itself.
+func (n *node) hello() peer.Hello {
+	c, id := n.config.Cluster, n.identity.Load()
+	h := peer.Hello{Cluster: id.Cluster, Node: id.Node, Name: cmp.Or(c.NodeName, id.Node[:min(8, len(id.Node))]), Boot: n.boot,
+		Zone: c.Zone, Role: c.Role, Version: buildVersion()}
+	if r := n.opened.Load(); r != nil {
+		self := r.Self()
+		h.Boot, h.Starts = self.Boot, self.Starts
+		h.Cluster = cmp.Or(r.Cluster(), id.Cluster)
+	}
+	return h
+}
+
+// checkPeer is what the catalog has against a node that wants to speak to this one.
+func (n *node) checkPeer(h peer.Hello) error {
+	r := n.opened.Load()
+	if r == nil || h.Role == "" { // nothing is known yet, or it is a command and no node
+		return nil
+	}
+	p := replicate.Peer{ID: h.Node, Name: h.Name, Address: h.Address, Zone: h.Zone, Role: h.Role, Version: h.Version, Boot: h.Boot, Starts: max(h.Starts, 1)}
+	err := r.Check(p)
+	switch {
+	case errors.Is(err, replicate.ErrRemoved):
+		return peer.RefuseRemoved(h)
+	case errors.Is(err, replicate.ErrClone):
+		return peer.RefuseClone(h, n.knownAs(func(o replicate.Peer) bool { return o.ID == h.Node }))
+	case errors.Is(err, replicate.ErrNameTaken):
+		return peer.RefuseName(h, n.knownAs(func(o replicate.Peer) bool { return o.Name == h.Name }))
+	}
+	return err
+}
+
+// knownAs returns what the node table says of a node, for messages.
+func (n *node) knownAs(is func(replicate.Peer) bool) peer.Hello {
+	all, _ := n.opened.Load().Peers(context.Background())
+	for _, p := range all {
+		if is(p) {
+			return peer.Hello{Node: p.ID, Name: p.Name, Address: p.Address, Boot: p.Boot, Starts: p.Starts}
+		}
+	}
+	return peer.Hello{}
+}
+
+// leader returns the member that leads, as far as this node knows.
+func (n *node) leader() (peer.Member, bool) {
+	r := n.opened.Load()
+	if r == nil {
+		return peer.Member{}, false
+	}
+	all, err := r.Peers(context.Background())
+	if err != nil {
+		return peer.Member{}, false
+	}
+	for _, p := range all {
+		if p.Leader {
+			return memberOf(p), p.Address != ""
+		}
+	}
+	return peer.Member{}, false
+}
+
+func memberOf(p replicate.Peer) peer.Member {
+	return peer.Member{ID: p.ID, Name: p.Name, Address: p.Address, Zone: p.Zone}
+}
+
+// raftStream carries raft's connections over the internal port.
+type raftStream struct {
+	net.Listener
+	link *peer.Link
+}
+
+func (s raftStream) Dial(ctx context.Context, id, addr string) (net.Conn, error) {
+	return s.link.DialRaft(ctx, id, addr)
+}
+
+// clusterOptions adds to the catalog's configuration what connects it with the others.
+func (n *node) clusterOptions(c *replicate.Config) {
+	cl := n.config.Cluster
+	c.Voters = cl.Voters
+	c.OnRefused = n.onRefused
+	if n.link == nil {
+		return
+	}
+	c.Stream = raftStream{n.link.Raft(), n.link}
+	c.Forward = n.forward
+	c.Complete = n.complete
+	c.Self = replicate.Peer{Name: cl.NodeName, Address: n.link.Self().Address, Zone: cl.Zone, Role: cl.Role, Version: buildVersion()}
+}
+
+// forward carries a proposal to the leader.
+func (n *node) forward(ctx context.Context, leader replicate.Member, body []byte) ([]byte, error) {
+	ctx, cancel := n.whileLeader(ctx, leader.ID)
+	defer cancel()
+	resp, err := n.link.Do(ctx, peer.Request{Node: leader.ID, Addr: leader.Address, Method: http.MethodPost, Path: "/v1/propose", Body: bytesReader(body)})
+	if err != nil {
+		return nil, err
+	}
+	b, _, err := answerOf(resp)
+	return b, err
+}
+
+// onRefused is called when the cluster does not take this node, for good.
+func (n *node) onRefused(err error) {
+	n.log.Error("this node is no part of its cluster any more; what it holds is served, and nothing new is taken", "err", err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refused = err
+}
+
+// joinCluster asks to be a member, until this node is one.
+func (n *node) joinCluster(ctx context.Context) error {
+	if n.ask == nil {
+		return nil
+	}
+	if err := n.link.Join(ctx, n.identity.Load().Cluster, n.ask); err != nil {
+		return fmt.Errorf("join the cluster: %w", err)
+	}
+	return n.catchUp(ctx)
+}
+
+// catchUp waits until a node that is new has the catalog as it was when it joined: until then it could say less than any other.
+func (n *node) catchUp(ctx context.Context) error {
+	n.front.say("it has joined the cluster and is receiving the catalog")
+	for try := 0; ; try++ {
+		err := n.sync(ctx)
+		if err == nil {
+			return nil
+		}
+		if try%10 == 0 {
+			n.log.Info("receiving the catalog", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// handOver gives the leadership away before this node goes, so that nobody has to wait for an election.
+func (n *node) handOver(ctx context.Context) {
+	if n.link == nil || n.isLeader() != nil {
+		return
+	}
+	if _, need := n.spreadTo(); need == 0 { // there is nobody else
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := n.replica.TransferLeadership(ctx); err != nil {
+		n.log.Warn("the leadership is not handed over; the others elect a new leader", "err", err)
+	}
+}
+
+// others returns the members that this node does not hear of as dead, without itself.
+func (n *node) others() []peer.Member {
+	all, err := n.replica.Peers(context.Background())
+	if err != nil {
+		return nil
+	}
+	var out []peer.Member
+	for _, p := range all {
+		if p.Member && p.ID != n.replica.ID() && p.Address != "" {
+			out = append(out, memberOf(p))
+		}
+	}
+	return out
+}
+
+// nearest returns the other nodes in the order in which bytes are fetched from them: those that answer first, of the own zone
+// before others, the quicker before the slower, and the leader, which has most to do, last of its kind.
+func (n *node) nearest() []peer.Member {
+	others := n.others()
+	lead, _ := n.leader()
+	rank := func(m peer.Member) [4]int64 {
+		s, known := n.seen(m.ID)
+		var r [4]int64
+		if !known || !s.Healthy {
+			r[0] = 1
+		}
+		if m.Zone != n.config.Cluster.Zone {
+			r[1] = 1
+		}
+		if m.ID == lead.ID {
+			r[2] = 1
+		}
+		r[3] = int64(s.RTT / (5 * time.Millisecond)) // finer differences are chance
+		return r
+	}
+	slices.SortStableFunc(others, func(a, b peer.Member) int {
+		x, y := rank(a), rank(b)
+		return slices.Compare(x[:], y[:])
+	})
+	return others
+}
+
+// meet begins to speak with the other nodes, and waits until this one is a member.
+func (n *node) meet(ctx context.Context) error {
+	if n.link == nil {
+		return nil
+	}
+	n.handleCatalog()
+	n.table = peer.NewTable(peer.TableConfig{Link: n.link, Members: n.others})
+	return n.joinCluster(ctx)
+}
+
+// trust makes the cluster trust a checksum database, as long as that takes: there may be no leader yet.
+func (n *node) trust(ctx context.Context, key string) error {
+	for try := 0; ; try++ {
+		err := n.replica.TrustDatabase(ctx, key)
+		if !errors.Is(err, artifact.ErrUnavailable) || n.link == nil {
+			return err
+		}
+		n.front.say("it waits for a leader of the cluster: %v", err)
+		if try == 0 {
+			n.log.Info("waiting for a leader of the cluster", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// relisted is called when the catalog's listing of a path changed.
+func (n *node) relisted(path string) {
+	if m := n.front.mirror.Load(); m != nil {
+		m.Relisted(path)
+	}
+}

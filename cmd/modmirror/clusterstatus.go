@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/replicate"
+	"modmirror/replicate/peer"
+)
+
+func bytesReader(b []byte) io.Reader { return bytes.NewReader(b) }
+
+// selfStatus is what a node says of itself to the others, every second or two.
+type selfStatus struct {
+	memberView
+	Root     string `json:"root"`     // of the catalog's Merkle tree at Seq
+	Starts   uint64 `json:"starts"`   // how often its data directory was opened
+	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
+	Draining bool   `json:"draining"` // it is about to stop
+}
+
+// self collects what this node says of itself.
+func (n *node) self(ctx context.Context) selfStatus {
+	me := n.replica.Self()
+	s := selfStatus{Starts: me.Starts}
+	s.ID, s.Name, s.Address, s.Zone, s.Role, s.Version = me.ID, me.Name, me.Address, me.Zone, me.Role, me.Version
+	s.Alive, s.Seen = true, time.Now()
+	s.Draining = n.mirror.Draining()
+	s.Ready, s.Writes = verdict(n.ready(ctx, false)), verdict(n.ready(ctx, true))
+	s.Fetches = n.upstream != nil && n.store.Err() == nil
+	if s.Draining {
+		s.Ready = "about to stop"
+	}
+	st, err := n.replica.Status(ctx)
+	if err != nil {
+		s.Ready = err.Error()
+		return s
+	}
+	s.Term, s.Applied, s.Seq, s.Root = st.Term, st.Applied, st.Seq, st.Root.String()
+	p := n.mirror.Progress()
+	s.Blobs, s.Missing = p.Watermark, p.Missing
+	s.Free, _ = freeBytes(n.config.DataDir)
+	for _, db := range n.databases {
+		if st, err := db.Status(ctx); err == nil {
+			s.Heads = append(s.Heads, headView{st.Name, st.Size})
+		}
+	}
+	return s
+}
+
+// seen returns what the table has on a node.
+func (n *node) seen(id string) (peer.Seen, bool) {
+	if n.table == nil {
+		return peer.Seen{}, false
+	}
+	for _, s := range n.table.All() {
+		if s.ID == id {
+			return s, true
+		}
+	}
+	return peer.Seen{}, false
+}
+
+// heard returns what a node said last. ok is false if it never said anything.
+func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
+	seen, ok = n.seen(id)
+	if !ok || json.Unmarshal(seen.Status, &s) != nil || s.ID != id {
+		return selfStatus{}, seen, false
+	}
+	return s, seen, true
+}
+
+// compareRoots tells the catalog what the others say that theirs holds, until ctx ends.
+func (n *node) compareRoots(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, m := range n.others() {
+			s, seen, ok := n.heard(m.ID)
+			if root, err := tlog.ParseHash(s.Root); ok && seen.Healthy && err == nil {
+				n.replica.Compare(m.ID, s.Seq, root)
+			}
+		}
+	}
+}
+
+// complete says up to which leaf a node holds every blob, for the leader that wants to promote or remove.
+func (n *node) complete(id string) (int64, bool) {
+	if id == n.identity.Load().Node {
+		m := n.front.mirror.Load()
+		if m == nil {
+			return 0, false
+		}
+		p := m.Progress()
+		return p.Watermark, p.Missing == 0
+	}
+	s, entry, ok := n.heard(id)
+	return s.Blobs, ok && entry.Healthy && s.Missing == 0
+}
+
+// view is the cluster as this node sees it.
+func (n *node) view(ctx context.Context) clusterView {
+	v := clusterView{From: n.replica.ID(), Wanted: n.config.Cluster.Voters, Problems: []string{}, Nodes: []memberView{}}
+	st, err := n.replica.Status(ctx)
+	if err != nil {
+		v.Problems = append(v.Problems, err.Error())
+	}
+	v.Cluster, v.Leader, v.Term, v.Seq = st.Cluster, st.Leader, st.Term, st.Seq
+	all, err := n.replica.Peers(ctx)
+	if err != nil {
+		v.Problems = append(v.Problems, err.Error())
+	}
+	for _, p := range all {
+		if p.Member {
+			v.Nodes = append(v.Nodes, n.viewOf(ctx, p))
+		}
+	}
+	v.sort()
+	v.Problems = append(v.Problems, v.problems()...)
+	if st.Diverged != "" {
+		v.Problems = append(v.Problems, st.Diverged)
+	}
+	return v
+}
+
+// viewOf joins what the catalog says of a member with what it said of itself.
+func (n *node) viewOf(ctx context.Context, p replicate.Peer) memberView {
+	var m memberView
+	if p.ID == n.replica.ID() {
+		m = n.self(ctx).memberView
+	} else if s, entry, ok := n.heard(p.ID); ok {
+		m = s.memberView
+		m.Alive, m.Seen, m.RTT = entry.Healthy, entry.At, entry.RTT
+		if entry.Err != nil {
+			m.Error = entry.Err.Error()
+		}
+	} else if entry.Err != nil {
+		m.Error = entry.Err.Error()
+	}
+	m.ID, m.Name, m.Address, m.Zone, m.Role, m.Voter, m.Leader = p.ID, p.Name, p.Address, p.Zone, p.Role, p.Voter, p.Leader
+	return m
+}
+
+// problems are what an operator should look at.
+func (v clusterView) problems() (out []string) {
+	if v.Leader == "" {
+		out = append(out, "there is no leader: nothing new is committed")
+	}
+	q := v.quorum()
+	if q.voters > 0 && q.alive < q.voters {
+		out = append(out, q.String())
+	}
+	for _, m := range v.Nodes {
+		switch {
+		case !m.Alive:
+			out = append(out, fmt.Sprintf("%s does not answer: %s", m.Name, m.Error))
+		case m.Ready != "ok":
+			out = append(out, fmt.Sprintf("%s: %s", m.Name, m.Ready))
+		case m.Writes != "ok":
+			out = append(out, fmt.Sprintf("%s takes no new artifacts: %s", m.Name, m.Writes))
+		}
+	}
+	return out
+}
+
+// fetchers returns the nodes whose turn it may be to ask the upstream: those of this node's zone that answer and can, or those
+// of all zones if there are none.
+func (n *node) fetchers() []peer.Member {
+	var here, all []peer.Member
+	add := func(m peer.Member) {
+		all = append(all, m)
+		if m.Zone == n.config.Cluster.Zone {
+			here = append(here, m)
+		}
+	}
+	if n.upstream != nil && n.store.Err() == nil {
+		add(peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone})
+	}
+	for _, m := range n.others() {
+		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.Fetches && !s.Draining {
+			add(m)
+		}
+	}
+	if len(here) > 0 {
+		return here
+	}
+	return all
+}
+
+// spreadTo returns the other voters, nearest first, and on how many of them a blob must be, so that with this node, if it votes,
+// it is on the disks of a majority.
+func (n *node) spreadTo() (targets []peer.Member, need int) {
+	all, err := n.replica.Peers(context.Background())
+	if err != nil {
+		return nil, 1 // which nobody can meet: no answer of the catalog is no reason to need none
+	}
+	voters, self := make(map[string]bool), false
+	for _, p := range all {
+		if p.Voter && p.ID == n.replica.ID() {
+			self = true
+		}
+		if p.Voter {
+			voters[p.ID] = true
+		}
+	}
+	need = len(voters)/2 + 1
+	if self {
+		need--
+	}
+	targets = slices.DeleteFunc(n.nearest(), func(m peer.Member) bool { return !voters[m.ID] })
+	return targets, need
+}

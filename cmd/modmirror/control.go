@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"modmirror/replicate/peer"
+)
+
+// control is how commands speak with a running node: at its internal port, with the cluster's secret.
+type control struct {
+	peer      string
+	dataDir   string
+	tokenFile string
+	tls       tlsFiles
+}
+
+func controlFlags(cmd *cobra.Command) *control {
+	c := &control{}
+	fs := cmd.Flags()
+	fs.StringVar(&c.peer, "peer", alonePeerListen, "speak with the node whose internal port has this `address`")
+	fs.StringVar(&c.dataDir, "data-dir", defaultDataDir, "take the secret of the node in this `directory`, unless another flag says where it is")
+	fs.StringVar(&c.tokenFile, "cluster-token-file", "", "the `file` with the cluster's secret")
+	fs.StringVar(&c.tls.CA, "tls-ca", "", "the `file` with the authorities that nodes are trusted by")
+	fs.StringVar(&c.tls.Cert, "tls-cert", "", "the `file` with a certificate")
+	fs.StringVar(&c.tls.Key, "tls-key", "", "the `file` with its key")
+	return c
+}
+
+// credentials are what the node is shown.
+func (c *control) credentials(id string) (peer.Credentials, error) {
+	if !c.tls.isZero() {
+		if c.tls.CA == "" || c.tls.Cert == "" || c.tls.Key == "" {
+			return nil, usageError("--tls-ca, --tls-cert and --tls-key belong together")
+		}
+		return peer.FromFiles(c.tls.CA, c.tls.Cert, c.tls.Key, nil)
+	}
+	file := c.tokenFile
+	if file == "" {
+		file = filepath.Join(c.dataDir, tokenName)
+	}
+	token, err := peer.ReadToken(file)
+	if errors.Is(err, fs.ErrNotExist) && c.tokenFile == "" {
+		return nil, usageError("there is no cluster secret in %s: say where it is with --cluster-token-file, or where the node's data is with --data-dir", c.dataDir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return peer.FromToken(token, id), nil
+}
+
+// call asks the node.
+func (c *control) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	id := "cli-" + rand.Text()
+	cred, err := c.credentials(id)
+	if err != nil {
+		return nil, err
+	}
+	// Who speaks with nodes listens like one, on a port that nobody is told of, as long as the command runs.
+	var cluster atomic.Value // string; known after the first answer
+	cluster.Store("")
+	self := func() peer.Hello {
+		return peer.Hello{Cluster: cluster.Load().(string), Node: id, Boot: id, Name: "command", Version: buildVersion()}
+	}
+	client, err := peer.Listen(peer.Config{Listen: "localhost:0", Credentials: cred, Self: self})
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	probing, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	node, err := client.Probe(probing, c.peer)
+	if err != nil {
+		return nil, fmt.Errorf("no node answers at %s (see --peer): %w", c.peer, err)
+	}
+	if node.Cluster == "" {
+		return nil, fmt.Errorf("the node at %s has no cluster yet: it is still looking for the others", c.peer)
+	}
+	cluster.Store(node.Cluster)
+	resp, err := client.Do(ctx, peer.Request{Node: node.Node, Addr: c.peer, Method: method, Path: path, Body: bytesReader(body), Size: int64(len(body))})
+	if err != nil {
+		return nil, fmt.Errorf("the node at %s: %w", c.peer, err)
+	}
+	b, _, err := answerOf(resp)
+	return b, err
+}
+
+func clusterTokenCommand() *cobra.Command {
+	var fresh bool
+	var dataDir, file string
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Print the secret that other nodes join with",
+		Long: `Token prints the secret of the node in --data-dir, or with --new a new one. Whoever has it can be a node of the cluster, and
+can administrate it. Give it to other nodes as a file (--cluster-token-file) that only their user can read.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&fresh, "new", false, "make a new secret, for a new cluster")
+	cmd.Flags().StringVar(&dataDir, "data-dir", defaultDataDir, "the node's `directory`")
+	cmd.Flags().StringVar(&file, "cluster-token-file", "", "check and print the secret in this `file`")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := loadSettings(cmd); err != nil {
+			return err
+		}
+		token := peer.NewToken()
+		if !fresh {
+			if file == "" {
+				file = filepath.Join(dataDir, tokenName)
+			}
+			var err error
+			if token, err = peer.ReadToken(file); err != nil {
+				return fmt.Errorf("%w; a node that was started with --cluster-token-file has its secret there, and --new makes one", err)
+			}
+		}
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), token)
+		return err
+	}
+	return cmd
+}

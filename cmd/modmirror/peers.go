@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror"
+	"modmirror/mirror/artifact"
+	"modmirror/replicate/peer"
+)
+
+// peers asks the other nodes what the mirror wants of them ([mirror.Peers]).
+type peers struct{ n *node }
+
+// What a node says that it has not done what it was asked for: the class of the error in a header, its text in the body.
+const classHeader = "Modmirror-Error"
+
+// maxAnswer bounds what one node tells another, apart from blobs.
+const maxAnswer = 16 << 20
+
+func sendError(w http.ResponseWriter, err error) {
+	class, text := mirror.ErrorClass(err)
+	w.Header().Set(classHeader, class)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(http.StatusUnprocessableEntity) // no status of HTTP's own: what is between nodes must not be taken for an answer
+	_, _ = io.WriteString(w, text)
+}
+
+func sendJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // whoever reads it sees if it is cut short
+}
+
+// answerOf returns the body of resp, or the error that it carries. said is false if it is no answer of a node that did what it
+// was asked for or says why not: another one may be asked.
+func answerOf(resp *http.Response) (body []byte, said bool, err error) {
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil || len(body) > maxAnswer {
+		return nil, false, fmt.Errorf("%w: its answer breaks off or is too long: %v", artifact.ErrUnavailable, err)
+	}
+	if class := resp.Header.Get(classHeader); class != "" {
+		return nil, true, mirror.ClassError(class, string(body))
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, false, fmt.Errorf("it answers %s: %.300s: %w", resp.Status, body, artifact.ErrUnavailable)
+	}
+	return body, true, nil
+}
+
+// request is what one node asks of another, in JSON.
+type request struct {
+	Module  string `json:"module,omitempty"`
+	Version string `json:"version,omitempty"`
+	Kind    uint8  `json:"kind,omitempty"` // of artifact.Kind
+	Op      uint8  `json:"op,omitempty"`   // of mirror.Op
+	Query   string `json:"query,omitempty"`
+}
+
+// told is mirror.Told in JSON.
+type told struct {
+	Body []byte        `json:"body"`
+	Age  time.Duration `json:"age"`
+}
+
+// owners returns the nodes that may fetch, in the order in which it is their turn for key. The first that is this node
+// ends the list: it does it itself.
+func (p peers) owners(key string) []peer.Member {
+	order := peer.Owner(key, p.n.fetchers())
+	for i, m := range order {
+		if m.ID == p.n.replica.ID() {
+			return order[:i]
+		}
+	}
+	return order
+}
+
+// ask asks the owners of key in turn. ok is false if it is this node's turn.
+func (p peers) ask(ctx context.Context, key, path string, body request) (answer []byte, ok bool, err error) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, m := range p.owners(key) {
+		answer, said, err := p.askOne(ctx, m, path, b)
+		if said {
+			return answer, true, err
+		}
+		if ctx.Err() != nil {
+			return nil, true, context.Cause(ctx)
+		}
+		p.n.table.Missed(m.ID, err)
+		p.n.log.Warn("a node whose turn it is does not answer; the next is asked", "node", m.Name, "key", key, "err", err)
+	}
+	return nil, false, nil
+}
+
+// askOne asks one node. said is false if it did not answer.
+func (p peers) askOne(ctx context.Context, m peer.Member, path string, body []byte) (answer []byte, said bool, err error) {
+	ctx, cancel := p.n.whileAlive(ctx, m)
+	defer cancel()
+	resp, err := p.n.link.Do(ctx, peer.Request{Node: m.ID, Addr: m.Address, Method: http.MethodPost, Path: path, Body: bytes.NewReader(body)})
+	if err != nil {
+		return nil, false, err
+	}
+	return answerOf(resp)
+}
+
+func (p peers) Resolve(ctx context.Context, mv module.Version, k artifact.Kind) (man artifact.Manifest, ok bool, err error) {
+	b, ok, err := p.ask(ctx, mv.String(), "/v1/resolve", request{Module: mv.Path, Version: mv.Version, Kind: uint8(k)})
+	if !ok || err != nil {
+		return man, ok, err
+	}
+	if err := man.UnmarshalBinary(b); err != nil {
+		return man, true, fmt.Errorf("a node answers with a malformed manifest: %v: %w", err, artifact.ErrUnavailable)
+	}
+	return man, true, nil
+}
+
+func (p peers) Ask(ctx context.Context, op mirror.Op, path, query string) (mirror.Told, bool, error) {
+	b, ok, err := p.ask(ctx, path, "/v1/ask", request{Module: path, Op: uint8(op), Query: query})
+	if !ok || err != nil {
+		return mirror.Told{}, ok, err
+	}
+	var t told
+	if err := json.Unmarshal(b, &t); err != nil || t.Age < 0 {
+		return mirror.Told{}, true, fmt.Errorf("a node answers with what is no answer: %v: %w", err, artifact.ErrUnavailable)
+	}
+	return mirror.Told{Body: t.Body, Age: t.Age}, true, nil
+}
+
+// Fetch asks the nearest first. That a node lacks the bytes, or cannot be asked, is a reason to ask the next.
+func (p peers) Fetch(ctx context.Context, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error {
+	var errs []error
+	lacking := true
+	for _, m := range p.n.nearest() {
+		err := p.fetchFrom(ctx, m, ref, accept)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		lacking = lacking && errors.Is(err, fs.ErrNotExist)
+		errs = append(errs, err)
+	}
+	if lacking {
+		return fmt.Errorf("no other node has %v: %w", ref, fs.ErrNotExist)
+	}
+	err := errors.Join(errs...)
+	if errors.Is(err, fs.ErrNotExist) { // one of several that does not have it is not all
+		return fmt.Errorf("fetch %v from other nodes: %v: %w", ref, err, artifact.ErrUnavailable)
+	}
+	return fmt.Errorf("fetch %v from other nodes: %w", ref, err)
+}
+
+func (p peers) fetchFrom(ctx context.Context, m peer.Member, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error {
+	resp, err := p.n.link.Do(ctx, peer.Request{Node: m.ID, Addr: m.Address, Path: blobPath(ref), Bulk: true})
+	if err != nil {
+		return fmt.Errorf("node %s: %w: %w", m.Name, err, artifact.ErrUnavailable)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get(classHeader) != "" {
+		_, _, err := answerOf(resp)
+		return fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	return accept(resp.Body, resp.ContentLength, "node "+m.Name)
+}
+
+// blobPath names a blob between nodes.
+func blobPath(ref artifact.Ref) string {
+	return fmt.Sprintf("/v1/blob/%s?size=%d", ref.Digest, ref.Size)
+}
