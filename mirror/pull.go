@@ -33,11 +33,22 @@ func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kin
 func (m *Mirror) pull(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
 	key := "pull " + man.Ref(k).Digest.String()
 	_, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.ZipBudget, m.pulls, func(ctx context.Context) (struct{}, error) {
+		if _, f, err := m.load(ctx, man, k); err == nil { // somebody was done just before
+			return struct{}{}, closed(f)
+		}
 		m.clients.Add(1)
 		defer m.clients.Add(-1)
 		return struct{}{}, m.fetchBlob(ctx, man, k, nil)
 	})
 	return err
+}
+
+// closed closes f, which was only read, if there is one.
+func closed(f *os.File) error {
+	if f != nil {
+		_ = f.Close()
+	}
+	return nil
 }
 
 // fetchBlob takes a published blob from the nearest peer that has the right bytes, through the gate.
