@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/mod/module"
@@ -45,42 +46,38 @@ func TestBuildsGoOnWhileLeadersDie(t *testing.T) {
 	s.load()
 	r := rand.New(rand.NewPCG(1, 2))
 	var mods []module.Version
-	for i := range 6 {
-		m := s.addRandom(r, fmt.Sprintf("example.com/kill%d", i))
-		mods = append(mods, m)
+	for i := range 40 {
+		mods = append(mods, s.addRandom(r, fmt.Sprintf("example.com/kill%d", i)))
 	}
 	s.run()
 	s.voters(3)
 	front := httptest.NewServer(s.balance())
 	defer front.Close()
-	done := make(chan error, 1)
+	ended := make(chan error, 1)
+	var stop atomic.Bool
+	var builds atomic.Int64
 	go func() {
-		for i, m := range mods {
+		for i := 0; !stop.Load(); i++ {
+			m := mods[i%len(mods)]
 			if _, err := s.download(front.URL, "module app\n\ngo 1.21\n\nrequire "+m.Path+" "+m.Version+"\n"); err != nil {
-				done <- fmt.Errorf("build %d: %w", i, err)
+				ended <- fmt.Errorf("build %d: %w", i, err)
 				return
 			}
+			builds.Add(1)
 		}
-		done <- nil
+		ended <- nil
 	}()
-	kills := 0
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
-			}
-			if kills < 2 {
-				t.Errorf("only %d leaders were killed", kills)
-			}
-			s.allSame()
-			return
-		default:
-		}
+	for range 3 {
+		before := builds.Load()
 		lead := s.leader()
 		lead.kill()
-		kills++
+		s.await("a build without "+lead.name, func() bool { return builds.Load() > before || len(ended) > 0 }, lead.output)
 		s.run(lead)
 		s.voters(3)
 	}
+	stop.Store(true)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	s.allSame()
 }
