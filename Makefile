@@ -29,7 +29,8 @@ image: build
 	cp bin/modmirror deploy/Dockerfile bin/image/
 	cp /etc/ssl/certs/ca-certificates.crt bin/image/
 	docker build -t modmirror bin/image
-	test -e deploy/cluster-token || ./bin/modmirror cluster token --new > deploy/cluster-token
+	mkdir -p -m 700 deploy/secret
+	test -s deploy/secret/cluster-token || { ./bin/modmirror cluster token --new > deploy/secret/cluster-token && chmod 644 deploy/secret/cluster-token; }
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror

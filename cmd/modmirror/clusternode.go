@@ -112,7 +112,8 @@ func (n *node) credentials(node string) (peer.Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--cluster-token-file: %w", err)
 	}
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o004 != 0 {
+	// Of another user's file it is not said: this one may be able to read it for no other reason, as in a container.
+	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o004 != 0 && isOwn(info) {
 		n.log.Warn("every user of this machine can read the cluster's secret; chmod 600 it", "file", file)
 	}
 	return peer.FromToken(token, node), nil

@@ -2,7 +2,11 @@
 
 package main
 
-import "syscall"
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
 
 // freeBytes returns how much room there is for this process on the file system of dir. It is not ok if that cannot be
 // told.
@@ -21,4 +25,10 @@ func maxOpenFiles() (files uint64, ok bool) {
 		return 0, false
 	}
 	return l.Cur, true
+}
+
+// isOwn reports whether the file belongs to the user of this process.
+func isOwn(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
 }
