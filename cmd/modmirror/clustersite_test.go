@@ -267,7 +267,13 @@ func (s *clusterSite) downloadIn(dir, proxy, gomod, sums string) error {
 // allSame waits until all nodes that run hold the same catalog and every blob of it.
 func (s *clusterSite) allSame() {
 	s.t.Helper()
-	s.sees(s.alive()[0], "agreement", func(v clusterView) bool {
+	s.agree(s.alive()[0])
+}
+
+// agree waits until n sees that all nodes hold the same.
+func (s *clusterSite) agree(n *clusterNode) {
+	s.t.Helper()
+	s.sees(n, "agreement", func(v clusterView) bool {
 		for _, m := range v.Nodes {
 			if !m.Alive || m.Seq != v.Nodes[0].Seq || m.Blobs != m.Seq || m.Missing != 0 {
 				return false

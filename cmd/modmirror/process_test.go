@@ -83,6 +83,35 @@ func freeAddress() (string, error) {
 	return "", err
 }
 
+// freePorts returns the first of n ports in a row, each as with freeAddress.
+func freePorts(n int) (int, error) {
+	var err error
+	for range 100 {
+		first := int(nextPort.Add(int32(n))) - n + 1
+		if first%10_000+n > 10_000 { // the numbers begin anew there
+			continue
+		}
+		first = 20_000 + first%10_000
+		if err = allFree(first, n); err == nil {
+			return first, nil
+		}
+	}
+	return 0, err
+}
+
+func allFree(first, n int) error {
+	for port := range n {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+port))
+		if err != nil {
+			return err
+		}
+		if err := ln.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // waitReady asks /readyz until it says 200, the process ends, or the time is up.
 func (p *process) waitReady(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)

@@ -2,7 +2,10 @@
 
 package main
 
-import "io/fs"
+import (
+	"io/fs"
+	"syscall"
+)
 
 // freeBytes cannot tell how much room there is on this system.
 func freeBytes(string) (free uint64, ok bool) { return 0, false }
@@ -12,3 +15,6 @@ func maxOpenFiles() (files uint64, ok bool) { return 0, false }
 
 // isOwn cannot tell, and says no.
 func isOwn(fs.FileInfo) bool { return false }
+
+// ownGroup is unknown here.
+func ownGroup() *syscall.SysProcAttr { return nil }
