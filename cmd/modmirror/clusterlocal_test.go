@@ -46,11 +46,12 @@ func (l *lockedBuffer) String() string {
 }
 
 // startLocal starts it, with its data below the site's directory.
-func startLocal(s *clusterSite, port int) *localRun {
+func startLocal(s *clusterSite, port int, extra ...string) *localRun {
 	s.t.Helper()
 	r := &localRun{s: s, out: &lockedBuffer{}, port: port, done: make(chan struct{})}
 	r.cmd = exec.Command(s.bin, "cluster", "local", "--dir", filepath.Join(s.dir, "local"), "--port", strconv.Itoa(port),
 		"--", "--upstream", s.up.URL(), "--sumdb", s.db.Key(), "--drain-delay", "0s")
+	r.cmd.Args = append(r.cmd.Args, extra...)
 	r.cmd.Env, r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = s.env(), s.dir, r.out, r.out
 	if err := r.cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -188,7 +189,7 @@ func TestClusterLocalPortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := startLocal(s, port)
-	<-r.done
+	s.await("end", func() bool { return strings.Contains(r.out.String(), "stopping the nodes") }, r.out.String)
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -198,6 +199,25 @@ func TestClusterLocalPortTaken(t *testing.T) {
 	want := fmt.Sprintf("--listen localhost:%d: another process uses this address", port+1)
 	if out := r.out.String(); !strings.Contains(out, want) || !strings.Contains(out, "modmirror: node2 has ended") {
 		t.Errorf("it does not say %q, and which node ended:\n%s", want, out)
+	}
+}
+
+// Whoever does not want to wait for the nodes interrupts again.
+func TestClusterLocalSecondInterrupt(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 0)
+	s.load()
+	port, err := freePorts(103)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := startLocal(s, port, "--drain-delay", "1h")
+	r.up()
+	r.signal(syscall.SIGTERM)
+	s.await("draining of three nodes", func() bool { return strings.Count(r.out.String(), "msg=draining") == 3 }, r.out.String)
+	r.signal(syscall.SIGINT)
+	if code := r.ended(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }
 
