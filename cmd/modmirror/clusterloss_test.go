@@ -116,3 +116,35 @@ func TestCrowdOfThreeNodes(t *testing.T) {
 		t.Errorf("the upstream was asked %d times", n)
 	}
 }
+
+// A node that was away takes requests once it has what was committed meanwhile, and not before: with the upstream gone, nobody
+// who goes by /readyz is told less by it than by the others.
+func TestRestartedNodeIsReadyWhenItHasCaughtUp(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	r := rand.New(rand.NewPCG(15, 16))
+	s.run()
+	s.voters(3)
+	away := s.nodes[2]
+	away.kill()
+	var paths []string
+	for i := range 20 {
+		m := s.addRandom(r, fmt.Sprintf("example.com/away%d", i))
+		for _, k := range []artifact.Kind{artifact.Mod, artifact.Zip} {
+			path := artifactPath(m, k)
+			paths = append(paths, path)
+			if _, err := bodyOf(http.DefaultClient, s.nodes[0].url+path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		paths = append(paths, lookupPath(m))
+	}
+	s.up.Down(true)
+	s.run(away) // until it says that it is ready
+	for _, path := range paths {
+		if _, err := bodyOf(http.DefaultClient, away.url+path); err != nil {
+			t.Errorf("right after it was ready: %v", err)
+		}
+	}
+}

@@ -49,8 +49,9 @@ type node struct {
 	boot     string                             // random text of this run
 	link     *peer.Link                         // nil: no other node can reach this one
 	table    *peer.Table                        // what the others said last
-	proven   proven                             // what enough voters can prove
-	ask      []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
+	caughtUp caughtUp
+	proven   proven        // what enough voters can prove
+	ask      []peer.Member // who can take this node into its cluster; nil: it is in it, or founded it
 
 	mu      sync.Mutex
 	failed  error // guarded by mu; what ended writing on this node
@@ -116,6 +117,7 @@ func (n *node) open(ctx context.Context) (err error) {
 	if err := n.openMirror(); err != nil {
 		return err
 	}
+	n.caughtUp.done.Store(n.link == nil || len(n.others()) == 0) // there is nobody to be behind
 	if n.link != nil {
 		n.handlePeers()
 		n.metrics.MustRegister(clusterMetrics{n})
@@ -339,6 +341,7 @@ func (n *node) run(ctx context.Context) error {
 	if n.link != nil {
 		g.Go(func() error { return n.table.Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
+		g.Go(func() error { return n.keepUp(ctx) })
 		g.Go(func() error { return n.mirror.Follow(ctx) })
 		g.Go(func() error { return n.mirror.CommitPending(ctx) })
 	}
@@ -387,6 +390,9 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 		return fmt.Errorf("this node holds something else than the majority of its cluster: %s", st.Diverged)
 	case st.Refused != "":
 		return fmt.Errorf("the cluster does not take this node: %s", st.Refused)
+	}
+	if err := n.caughtUp.err(); err != nil {
+		return err
 	}
 	if !writes {
 		return nil

@@ -25,6 +25,7 @@ type Seen struct {
 	At      time.Time       // of that answer
 	RTT     time.Duration   // how long it takes to ask it, smoothed
 	Healthy bool            // it answered lately
+	Asked   bool            // a question to it has ended, whichever way
 	Err     error           // why it is not healthy
 }
 
@@ -138,7 +139,7 @@ func (t *Table) ask(ctx context.Context, m Member) {
 	if r == nil {
 		return // it was removed in between
 	}
-	r.asking = false
+	r.asking, r.Asked = false, true
 	if err != nil {
 		if r.misses++; r.misses >= maxMisses || !r.Healthy || ClassOf(err) != "" {
 			r.Healthy, r.Err = false, err
