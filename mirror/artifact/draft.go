@@ -102,9 +102,13 @@ func (d *Draft) spill() error {
 }
 
 // Flush begins to fsync what was written, so that Commit has less to wait for: the caller can check the bytes meanwhile. They are not
-// durable before Commit returns.
+// durable before Commit returns. Of a draft in memory there is nothing to fsync yet: the file that it becomes would be taken for
+// durable.
 func (d *Draft) Flush() {
 	if d.f == nil || d.err != nil || d.flush != nil {
+		return
+	}
+	if _, ok := d.f.(*memory); ok {
 		return
 	}
 	f, flush := d.f, make(chan error, 1)

@@ -161,6 +161,34 @@ func TestFlush(t *testing.T) {
 	}
 }
 
+// Flush of a draft in memory is none: the file that is made of it later is fsynced, whatever became of Flush.
+func TestFlushOfHeld(t *testing.T) {
+	for what, end := range map[string]func(*Draft) error{
+		"commit":     func(d *Draft) error { _, err := d.Commit(); return err },
+		"quarantine": func(d *Draft) error { return d.Quarantine("bad") },
+	} {
+		s, d := openUnsafe(t, t.TempDir())
+		draft, err := s.Hold(MaxZip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := draft.Write([]byte("small")); err != nil {
+			t.Fatal(err)
+		}
+		draft.Flush()
+		if err := end(draft); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		d.note(func() {
+			for name, dirty := range d.dirty {
+				if dirty {
+					t.Errorf("%s: %s is not durable", what, name)
+				}
+			}
+		})
+	}
+}
+
 // A failed fsync ends writing also if nobody wants the draft any more: what it says of the disk is true for the next one.
 func TestFailedFlush(t *testing.T) {
 	for what, end := range map[string]func(*Draft) error{
