@@ -191,7 +191,8 @@ func Open(c Config) (*DB, error) {
 
 // cached returns how many bytes of memory the caches take.
 func (db *DB) cached() int64 {
-	return db.heads.size() + db.verified.size() + db.absent.size() + db.composed.size() + db.seen.size() + db.others.size() + db.ready.size() + db.Tiles.Cached()
+	return db.heads.size() + db.verified.size() + db.absent.size() + db.composed.size() + db.tilePaths.size() +
+		db.seen.size() + db.others.size() + db.ready.size() + db.Tiles.Cached()
 }
 
 // Name returns the database's name.

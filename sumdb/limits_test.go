@@ -156,7 +156,17 @@ func TestNamesAreCounted(t *testing.T) {
 			t.Errorf("%s: %d bytes are counted", name, n)
 		}
 	}
-	if all := l.cached(); all < l.verified.size()+l.composed.size()+l.absent.size()+l.tiles.Cached() || l.tiles.Cached() == 0 {
-		t.Errorf("%d bytes in all, %d of tiles", all, l.tiles.Cached())
+	if w := get(t, l, "/tile/8/0/000.p/3"); w.Code != 200 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	if n := l.tilePaths.size(); n < entryCost {
+		t.Errorf("paths of tiles: %d bytes are counted", n)
+	}
+	if all, want := l.cached(), l.heads.size()+l.verified.size()+l.absent.size()+l.composed.size()+l.tilePaths.size()+l.seen.size()+l.others.size()+
+		l.ready.size()+l.tiles.Cached(); all != want {
+		t.Errorf("%d bytes in all, want %d", all, want)
+	}
+	if l.tiles.Cached() == 0 {
+		t.Error("no bytes of tiles are counted")
 	}
 }
