@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"path"
+	"regexp"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -21,6 +22,11 @@ func checkPatterns(patterns []string) error {
 	return nil
 }
 
+var (
+	globClass = regexp.MustCompile(`\[(\\.|[^\]\\])*\]`) // may have capitals besides what a host has
+	capital   = regexp.MustCompile(`[A-Z]`)
+)
+
 // checkPattern reports why p cannot be the beginning of a module path. Each element is matched by one of the path's, so
 // each must be a glob of its own, or text that a path can have there: a host without capitals comes first.
 func checkPattern(p string) error {
@@ -32,6 +38,9 @@ func checkPattern(p string) error {
 			return err
 		}
 		if strings.ContainsAny(elem, `*?[\`) {
+			if i == 0 && capital.MatchString(globClass.ReplaceAllString(elem, "")) {
+				return errors.New("no host of a module path has capitals")
+			}
 			continue
 		}
 		check := module.CheckImportPath

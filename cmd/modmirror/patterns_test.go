@@ -11,7 +11,7 @@ import (
 
 func TestPatterns(t *testing.T) {
 	for _, good := range []string{
-		"example.com", "example.com/a", "*.corp.example.com", "*", "*/secret", "example.com/MyCo/*", "example.com/[ab]?/v2", `example.com/\*`, "gopkg.in", "example.com/a+b",
+		"example.com", "example.com/a", "*.corp.example.com", "*", "*/secret", "example.com/MyCo/*", "example.com/[ab]?/v2", `example.com/\*`, "gopkg.in", "example.com/a+b", "[A-Za-z]*.example.com", "*.example.com/MyCo",
 	} {
 		if err := checkPatterns([]string{good}); err != nil {
 			t.Errorf("%q: %v", good, err)
@@ -20,7 +20,7 @@ func TestPatterns(t *testing.T) {
 	// What is refused matches nothing that a module can be called, so it would protect nothing.
 	for _, bad := range []string{
 		"", "/", "/example.com", "example.com//", "example.com//a", "example.com/./a", "example.com/../a", "Example.com/a", "example", "corp/a",
-		"example.com/[a/b]", `example.com\/a`, "example.com/[a", "example.com/a b", "example.com/!my!co", "example.com/a@v1.0.0", "https://example.com", "example.com:443/a", "example.com/*@v1.0.0", "example.com/* b", "https://*",
+		"example.com/[a/b]", `example.com\/a`, "example.com/[a", "example.com/a b", "example.com/!my!co", "example.com/a@v1.0.0", "https://example.com", "example.com:443/a", "*.Corp.example/a", `*.corp.\Example`, "example.com/*@v1.0.0", "example.com/* b", "https://*",
 	} {
 		if err := checkPatterns([]string{bad}); err == nil {
 			t.Errorf("%q is accepted", bad)
