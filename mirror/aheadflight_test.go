@@ -146,6 +146,26 @@ func TestLookAheadOfWhatIsWantedAlready(t *testing.T) {
 	})
 }
 
+// The end of a fetch that was given up leaves the next one for the same go.mod to be given up, too.
+func TestLookAheadIsGivenUpAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, up, _ := newAheadBench(t)
+		up.mu.Lock() // as note does before up.end is read
+		up.end["example.com/a"] = make(chan struct{})
+		up.mu.Unlock()
+		time.Sleep(aheadIdle)
+		up.check(t, "a", 1, 1) // and has not ended
+		b.ahead.wanted(module.Version{Path: "example.com/other", Version: "v1.0.0"})
+		b.ahead.enqueue([]module.Version{{Path: "example.com/a", Version: "v1.0.0"}})
+		b.ahead.dispatch()
+		up.check(t, "a", 2, 1)
+		close(up.end["example.com/a"])
+		synctest.Wait()
+		time.Sleep(aheadIdle)
+		up.check(t, "a", 2, 2)
+	})
+}
+
 // Close waits for nothing that nobody waits for.
 func TestCloseGivesUpLookAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
