@@ -19,8 +19,12 @@ import (
 // likes. At most cap(queue) pieces of work run or wait for a slot at any time.
 type flights struct {
 	group singleflight.Group
-	base  context.Context // ends when Close gives up waiting
+	base  context.Context // ends when Close gives up waiting, or all work is over
 	stop  context.CancelFunc
+
+	patience context.Context // ends when Close gives up waiting: the passengers leave
+	giveUp   context.CancelFunc
+
 	queue chan struct{}
 	log   *slog.Logger
 
@@ -32,6 +36,7 @@ type flights struct {
 func newFlights(queue int, log *slog.Logger) *flights {
 	f := &flights{queue: make(chan struct{}, queue), log: log}
 	f.base, f.stop = context.WithCancel(context.Background())
+	f.patience, f.giveUp = context.WithCancel(context.Background())
 	return f
 }
 
@@ -88,7 +93,7 @@ func fly[T any](ctx context.Context, f *flights, key string, wait, budget time.D
 		return out, r.Err
 	case <-ctx.Done():
 		return landed[T]{}, context.Cause(ctx)
-	case <-f.base.Done(): // what the work still needs to end is not for its passengers to wait for
+	case <-f.patience.Done(): // what the work still needs to end is not for its passengers to wait for
 		return landed[T]{}, errClosing
 	case <-timer.C:
 		return landed[T]{}, &waitError{wait}
@@ -149,6 +154,7 @@ func (f *flights) leave() {
 }
 
 // close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for.
+// What came of work that ended in time may still be on its way to its passengers when close returns.
 func (f *flights) close(ctx context.Context) error {
 	f.mu.Lock()
 	f.closed = true
@@ -163,6 +169,7 @@ func (f *flights) close(ctx context.Context) error {
 	case <-done:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
+		f.giveUp()
 	}
 	f.stop()
 	<-done

@@ -96,6 +96,35 @@ func TestClose(t *testing.T) {
 	g.nothingPending()
 }
 
+// Who waits for work that was over before Close had to give up gets what came of it, also if Close is faster than the news.
+func TestCloseInTime(t *testing.T) {
+	f := newFlights(1, slog.New(slog.DiscardHandler))
+	work, end := make(chan struct{}), make(chan struct{})
+	got := make(chan error)
+	go func() {
+		l, err := fly(t.Context(), f, "key", time.Minute, time.Minute, make(chan struct{}, 1), func(context.Context) (string, error) {
+			close(work)
+			<-end
+			return "done", nil
+		})
+		if err == nil && l.value != "done" {
+			err = fmt.Errorf("value %q", l.value)
+		}
+		got <- err
+	}()
+	<-work
+	f.stop() // the last that close does; the work is still to be over, so that nothing is left to chance
+	select {
+	case err := <-got:
+		t.Fatalf("the passenger left with %v", err)
+	default:
+	}
+	close(end)
+	if err := <-got; err != nil {
+		t.Errorf("the passenger got %v", err)
+	}
+}
+
 // Work that was cancelled by Close says why it ended.
 func TestCancelledWork(t *testing.T) {
 	f := newFlights(1, slog.New(slog.DiscardHandler))
