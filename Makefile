@@ -6,6 +6,7 @@
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
 # make real    the same promises against the real public Go module proxy and sum.golang.org
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
+# make bench-cluster  the same for three nodes on loopback, against a single one; BENCH=loss measures one part, see benchcluster_test.go
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -16,7 +17,7 @@ LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
 
 FUZZTIME = 10s
 
-.PHONY: serve cluster image build test check unit fuzz soak real bench clean
+.PHONY: serve cluster image build test check unit fuzz soak real bench bench-cluster clean
 
 serve: build
 	./bin/modmirror serve
@@ -70,6 +71,9 @@ soak:
 
 bench: build
 	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBench$$/($(BENCH))' ./cmd/modmirror
+
+bench-cluster: build
+	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBenchCluster$$/($(BENCH))' ./cmd/modmirror
 
 clean:
 	rm -rf bin

@@ -21,6 +21,8 @@ func (s samples) median() float64 {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
+func (s samples) most() float64 { return slices.Max(s) }
+
 // String is the median and, of several rounds, the least and the most.
 func (s samples) String() string {
 	switch len(s) {
@@ -84,9 +86,9 @@ func (r row) verdict() string {
 	return "**not met**"
 }
 
-// writeTable writes rows as a table in Markdown.
-func writeTable(w io.Writer, rows []row) {
-	fmt.Fprintln(w, "| | nginx | modmirror | ratio | aim | |")
+// writeTable writes rows as a table in Markdown. peer and mirror head the two columns of results.
+func writeTable(w io.Writer, peer, mirror string, rows []row) {
+	fmt.Fprintf(w, "| | %s | %s | ratio | aim | |\n", peer, mirror)
 	fmt.Fprintln(w, "|---|---:|---:|---:|---:|---|")
 	for _, r := range rows {
 		ratio := ""

@@ -30,6 +30,8 @@ type bench struct {
 	rounds  int
 	seconds time.Duration // a round of wrk
 	before  float64       // part of the processors that others kept busy before the benchmark began, in percent
+	columns [2]string     // heads of the table's columns of results
+	table   string        // the file in dir that the table is written to
 	rows    []row
 }
 
@@ -60,7 +62,8 @@ func TestBench(t *testing.T) {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, bin: os.Getenv("MODMIRROR_BENCH_BINARY"), dir: os.Getenv("BENCH_DIR"), rounds: 5, seconds: 3 * time.Second}
+	b := &bench{t: t, bin: os.Getenv("MODMIRROR_BENCH_BINARY"), dir: os.Getenv("BENCH_DIR"), rounds: 5, seconds: 3 * time.Second,
+		columns: [2]string{"nginx", "modmirror"}, table: "table.md"}
 	if b.bin == "" {
 		t.Fatal("MODMIRROR_BENCH_BINARY is not set: run this by `make bench`")
 	}
@@ -117,9 +120,9 @@ func (b *bench) print(took time.Duration) {
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), machine(), runtime.Version(), versionLine(nginxPath(), "-v"), versionLine("wrk", "-v"), versionLine(b.bin, "version"))
 	fmt.Fprintf(&out, "Medians (least..most) of %d rounds (go mod download and cold: %d) in turn, %v each for wrk; the whole took %v. ", b.rounds, b.coldRounds(), b.seconds, took.Round(time.Second))
 	fmt.Fprintf(&out, "Others kept %.0f %% of the processors busy before and %.0f %% after.\n\n", b.before, b.busy(3*time.Second))
-	writeTable(&out, b.rows)
+	writeTable(&out, b.columns[0], b.columns[1], b.rows)
 	fmt.Printf("\n%s\n", out.Bytes())
-	report(b.t, os.WriteFile(filepath.Join(b.dir, "table.md"), out.Bytes(), 0o644))
+	report(b.t, os.WriteFile(filepath.Join(b.dir, b.table), out.Bytes(), 0o644))
 }
 
 // versionLine returns what a program says of its version, in short.

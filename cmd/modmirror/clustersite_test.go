@@ -19,8 +19,9 @@ import (
 // clusterSite is a cluster of processes on loopback in front of one upstream and its checksum database.
 type clusterSite struct {
 	*site
-	token string // file with the secret
-	nodes []*clusterNode
+	token  string   // file with the secret
+	source []string // flags that say where artifacts and records come from
+	nodes  []*clusterNode
 }
 
 // clusterNode is one node. Its addresses stay when it is restarted.
@@ -38,6 +39,7 @@ type clusterNode struct {
 func newClusterSite(t *testing.T, size int) *clusterSite {
 	t.Helper()
 	s := &clusterSite{site: newSite(t)}
+	s.source = []string{"--upstream", s.up.URL(), "--sumdb", s.db.Key()}
 	s.token = s.newToken("cluster-token")
 	for range size {
 		s.addNode()
@@ -81,7 +83,7 @@ func (s *clusterSite) join() string {
 // args is the command line of a node, the same at each start.
 func (s *clusterSite) args(n *clusterNode) []string {
 	return slices.Concat([]string{"--data-dir", n.dir, "--node-id", n.name, "--peer-listen", n.peer, "--bootstrap-expect", "3", "--join", s.join(),
-		"--cluster-token-file", cmp.Or(n.token, s.token), "--drain-delay", "0s", "--upstream", s.up.URL(), "--sumdb", s.db.Key()}, n.extra)
+		"--cluster-token-file", cmp.Or(n.token, s.token), "--drain-delay", "0s"}, s.source, n.extra)
 }
 
 // launch starts a node and does not wait.
