@@ -65,7 +65,7 @@ type Config struct {
 	OnRefused func(error)
 
 	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election; 0: 1 s
-	CommitTimeout     time.Duration // until followers of an idle leader hear of the last commit; 0: 50 ms
+	CommitTimeout     time.Duration // until followers of an idle leader hear of a commit of which they were not told at once; 0: 250 ms
 	TrailingLogs      uint64        // entries kept in the log after a snapshot, for followers that catch up; 0: 1,000,000
 	SnapshotThreshold uint64        // entries after which the log is cut; 0: 50,000
 	SnapshotInterval  time.Duration // how often the threshold is looked at; 0: 5 minutes
@@ -83,7 +83,7 @@ func (c *Config) setDefaults() {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.HeartbeatTimeout = orDefault(c.HeartbeatTimeout, time.Second)
-	c.CommitTimeout = orDefault(c.CommitTimeout, 50*time.Millisecond)
+	c.CommitTimeout = orDefault(c.CommitTimeout, 250*time.Millisecond)
 	c.TrailingLogs = orDefault(c.TrailingLogs, 1_000_000)
 	c.SnapshotThreshold = orDefault(c.SnapshotThreshold, 50_000)
 	c.SnapshotInterval = orDefault(c.SnapshotInterval, 5*time.Minute)
@@ -161,6 +161,7 @@ type Node struct {
 	refusal   atomic.Pointer[error]       // why the cluster does not take this node
 	refused   chan struct{}               // closed then
 	leaving   sync.Once                   // it was removed
+	announcer announcer                   // of what this node commits as leader
 
 	closeOnce  sync.Once
 	closeErr   error
@@ -177,7 +178,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.Dir, c.OnFault),
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}), forked: make(chan struct{}, 1),
-		boot: rand.Text(), refused: make(chan struct{}),
+		boot: rand.Text(), refused: make(chan struct{}), announcer: announcer{telling: make(map[raft.ServerID]bool)},
 	}
 	n.damage.log = c.Log
 	rest := restOf(ctx)
@@ -506,6 +507,7 @@ func (n *Node) Close() error {
 			n.background.Wait()
 			if n.raft != nil {
 				<-n.proposerDone
+				n.announcer.wg.Wait()
 			}
 			n.closeErr = n.closeFiles()
 		}()

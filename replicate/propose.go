@@ -151,6 +151,9 @@ func (n *Node) flush(batch []*proposal) {
 	if err == nil && len(results) != len(batch) {
 		err = fmt.Errorf("%d results for %d commands: %w", len(results), len(batch), artifact.ErrUnavailable)
 	}
+	if err == nil && len(n.queue) == 0 { // else the next entry says it
+		n.announce(index)
+	}
 	for i, p := range batch {
 		if err != nil {
 			p.done(result{err: err})
