@@ -56,6 +56,7 @@ func (b *bench) coldCluster(t *testing.T, upstream, name string, proxy func(*clu
 	if err := errors.Join(err, s.endAll()); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("%s: %v", name, took)
 	return took.Seconds()
 }
 
