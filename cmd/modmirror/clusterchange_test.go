@@ -2,9 +2,12 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"modmirror/replicate"
 )
 
 // A node is added, gets a vote, loses it, and is removed, by commands; the arithmetic is printed, and what would end the
@@ -137,5 +140,67 @@ func TestCloneIsRefused(t *testing.T) {
 	s.voters(3)
 	if _, err := s.download(original.url, app); err != nil {
 		t.Errorf("through the original: %v", err)
+	}
+}
+
+// A node that is stopped while it waits to be taken in, as the cluster has no quorum, goes on when it is started again.
+func TestJoinIsResumed(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	s.voters(3)
+	s.nodes[0].kill()
+	s.nodes[1].kill()
+	n4 := s.addNode()
+	s.launch(n4)
+	s.await("n4 to ask in vain", func() bool { return strings.Contains(n4.output(), "cannot join the cluster yet") }, n4.output)
+	n4.kill()
+	s.run(s.nodes[0], s.nodes[1])
+	s.run(n4)
+	s.sees(n4, "a fourth member", func(v clusterView) bool { return len(v.Nodes) == 4 })
+}
+
+// So does one that founded the cluster with others, and was stopped before it had heard of the first leader.
+func TestFoundingIsResumed(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	s.voters(3)
+	first := s.leader()
+	for _, n := range s.nodes {
+		n.kill()
+	}
+	for _, n := range s.nodes {
+		if n != first {
+			forgetAll(t, n.dir)
+		}
+	}
+	s.run()
+	s.voters(3)
+}
+
+// forgetAll leaves a data directory as it is before the first message of a leader: the log is there, and empty.
+func forgetAll(t *testing.T, dir string) {
+	t.Helper()
+	id, err := replicate.Identify(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"raft", "catalog.db"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "node.json"), []byte(`{"node":"`+id.Node+`","state":"new"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, err := replicate.Open(t.Context(), replicate.Config{Dir: dir, Join: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -73,12 +73,10 @@ func (n *node) form(ctx context.Context, id replicate.Identity) (founding replic
 	} else {
 		n.front.say("it is looking for a node of the cluster that it is to join")
 	}
-	f, err := peer.Form(ctx, peer.FormConfig{Expect: c.Expect, Join: c.Join, File: filepath.Join(n.config.DataDir, "formed.json"), Link: n.link, Log: n.log})
+	f, err := n.find(ctx, c.Expect)
 	if err != nil {
-		return founding, fmt.Errorf("find the other nodes: %w", err)
+		return founding, err
 	}
-	id.Cluster = f.Cluster
-	n.identity.Store(&id)
 	if f.Servers != nil && f.Servers[0].ID == id.Node {
 		founding.Found = &replicate.Founding{Cluster: f.Cluster}
 		for _, m := range f.Servers {
@@ -89,6 +87,33 @@ func (n *node) form(ctx context.Context, id replicate.Identity) (founding replic
 	founding.Join = true
 	n.ask = f.Ask
 	return founding, nil
+}
+
+// find agrees with others about a cluster, or finds theirs. From then on this node introduces itself as one of it.
+func (n *node) find(ctx context.Context, expect int) (peer.Formation, error) {
+	c := n.config
+	f, err := peer.Form(ctx, peer.FormConfig{Expect: expect, Join: c.Cluster.Join, File: filepath.Join(c.DataDir, "formed.json"), Link: n.link, Log: n.log})
+	if err != nil {
+		return f, fmt.Errorf("find the other nodes: %w", err)
+	}
+	id := *n.identity.Load()
+	id.Cluster = f.Cluster
+	n.identity.Store(&id)
+	return f, nil
+}
+
+// resume goes on where an earlier process ended: it had made the log of a node that joins, or that waits for the one that
+// founds, and nothing had been replicated into it yet. Without that the node would belong nowhere, and be refused by a cluster
+// that may count on its vote.
+func (n *node) resume(ctx context.Context) error {
+	known := cmp.Or(n.identity.Load().Cluster, n.replica.Cluster())
+	if known != "" || len(n.config.Cluster.Join) == 0 {
+		return nil
+	}
+	n.front.say("it is looking for the cluster that it was about to join when it was stopped")
+	f, err := n.find(ctx, 0) // it has a log, so it founds nothing any more
+	n.ask = f.Ask
+	return err
 }
 
 // credentials are what this node shows to others.
@@ -341,7 +366,10 @@ func (n *node) meet(ctx context.Context) error {
 		return nil
 	}
 	n.handleCatalog()
-	n.table = peer.NewTable(peer.TableConfig{Link: n.link, Members: n.others})
+	n.table.Store(peer.NewTable(peer.TableConfig{Link: n.link, Members: n.others}))
+	if err := n.resume(ctx); err != nil {
+		return err
+	}
 	return n.joinCluster(ctx)
 }
 

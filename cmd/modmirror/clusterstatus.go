@@ -57,15 +57,11 @@ func (n *node) self(ctx context.Context) selfStatus {
 
 // seen returns what the table has on a node.
 func (n *node) seen(id string) (peer.Seen, bool) {
-	if n.table == nil {
+	t := n.table.Load()
+	if t == nil {
 		return peer.Seen{}, false
 	}
-	for _, s := range n.table.All() {
-		if s.ID == id {
-			return s, true
-		}
-	}
-	return peer.Seen{}, false
+	return t.Get(id)
 }
 
 // heard returns what a node said last. ok is false if it never said anything.
@@ -96,18 +92,18 @@ func (n *node) compareRoots(ctx context.Context) error {
 	}
 }
 
-// complete says up to which leaf a node holds every blob, for the leader that wants to promote or remove.
+// complete says up to which leaf a node holds every blob, for the leader that wants to promote or remove. A node that is just
+// pulling one says so by that, and is no less alive.
 func (n *node) complete(id string) (int64, bool) {
 	if id == n.identity.Load().Node {
 		m := n.front.mirror.Load()
 		if m == nil {
 			return 0, false
 		}
-		p := m.Progress()
-		return p.Watermark, p.Missing == 0
+		return m.Progress().Watermark, true
 	}
 	s, entry, ok := n.heard(id)
-	return s.Blobs, ok && entry.Healthy && s.Missing == 0
+	return s.Blobs, ok && entry.Healthy
 }
 
 // view is the cluster as this node sees it.

@@ -48,10 +48,10 @@ type node struct {
 	opened   atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
 	boot     string                             // random text of this run
 	link     *peer.Link                         // nil: no other node can reach this one
-	table    *peer.Table                        // what the others said last
-	caughtUp caughtUp
-	proven   proven        // what enough voters can prove
-	ask      []peer.Member // who can take this node into its cluster; nil: it is in it, or founded it
+	table    atomic.Pointer[peer.Table]         // what the others said last; the catalog asks while it is being opened
+	caughtUp caughtUp                           // whether it knows what was committed before it started
+	proven   proven                             // what enough voters can prove
+	ask      []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
 
 	mu      sync.Mutex
 	failed  error // guarded by mu; what ended writing on this node
@@ -339,7 +339,7 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return db.Run(ctx) })
 	}
 	if n.link != nil {
-		g.Go(func() error { return n.table.Run(ctx) })
+		g.Go(func() error { return n.table.Load().Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
 		g.Go(func() error { return n.keepUp(ctx) })
 		g.Go(func() error { return n.mirror.Follow(ctx) })

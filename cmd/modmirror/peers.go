@@ -98,7 +98,7 @@ func (p peers) ask(ctx context.Context, key, path string, body request) (answer 
 		if ctx.Err() != nil {
 			return nil, true, context.Cause(ctx)
 		}
-		p.n.table.Missed(m.ID, err)
+		p.n.table.Load().Missed(m.ID, err)
 		p.n.log.Warn("a node whose turn it is does not answer; the next is asked", "node", m.Name, "key", key, "err", err)
 	}
 	return nil, false, nil

@@ -166,6 +166,17 @@ func (t *Table) All() []Seen {
 	return out
 }
 
+// Get returns what is known of one member.
+func (t *Table) Get(id string) (Seen, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, ok := t.rows[id]
+	if !ok {
+		return Seen{}, false
+	}
+	return r.Seen, true
+}
+
 // Healthy returns the other members that answered lately, the nearest first.
 func (t *Table) Healthy() []Member {
 	all := slices.DeleteFunc(t.All(), func(s Seen) bool { return !s.Healthy })
