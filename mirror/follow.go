@@ -40,9 +40,10 @@ const (
 	followSlowest = 8 << 10 // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
 )
 
-// cursor is what follow.json has: {"next":123}.
+// cursor is what follow.json has: {"next":123,"node":"…"}.
 type cursor struct {
-	Next int64 `json:"next"`
+	Next int64  `json:"next"`
+	Node string `json:"node,omitempty"` // whose it is
 }
 
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
@@ -54,6 +55,7 @@ type cursor struct {
 //	after follow.json          the new watermark
 //
 // A follow.json that cannot be read counts as one that says 0: everything is looked at again, and what is here is not pulled.
+// So does one of another node, whose changes were others: this one may have been started in its directory.
 type follower struct {
 	m     *Mirror
 	files *dataFiles
@@ -132,6 +134,9 @@ func (f *follower) load() {
 	}
 	if err == nil && c.Next < 0 {
 		err = fmt.Errorf("next is %d", c.Next)
+	}
+	if err == nil && c.Node != f.m.config.Node {
+		err = fmt.Errorf("it is of node %q", artifact.Truncate(c.Node, 100))
 	}
 	if err != nil {
 		c.Next = 0
@@ -312,7 +317,7 @@ func (f *follower) save(now bool) {
 		return
 	}
 	f.saveAt = time.Now().Add(followSave)
-	b, err := json.Marshal(cursor{w})
+	b, err := json.Marshal(cursor{w, f.m.config.Node})
 	if err == nil {
 		err = f.files.write(cursorFile, b)
 	}

@@ -3,6 +3,7 @@ package mirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -126,7 +127,7 @@ func TestFollowHole(t *testing.T) {
 
 // Whatever the cursor's file holds, no blob is skipped, and none is pulled that is here.
 func TestFollowRestart(t *testing.T) {
-	for _, content := range []string{"", "{", "null", `{"next":-5}`, `{"next":"x"}`, strings.Repeat("9", maxCursor+1), `{"next":2}`, "none"} {
+	for _, content := range []string{"", "{", "null", `{"next":-5}`, `{"next":"x"}`, strings.Repeat("9", maxCursor+1), `{"next":2}`, `{"next":4,"node":"of a node before"}`, "none"} {
 		c := newCluster(t, 3)
 		refs := c.fill(4)
 		n := c.nodes[2]
@@ -293,4 +294,19 @@ func TestFollowPace(t *testing.T) {
 	if newLimit(0) != nil {
 		t.Error("no limit is one")
 	}
+}
+
+// A node that holds something else than its cluster answers nothing any more, not even what it has in memory; its pages say why.
+func TestStopServing(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	for range 2 { // the second time from memory
+		n.want(zipPath, 200, "PK")
+	}
+	n.StopServing(fmt.Errorf("another root than the others: %w", artifact.ErrDamaged))
+	n.StopServing(errors.New("a later reason"))
+	for _, path := range []string{zipPath, "/example.com/hello/@v/list", "/sumdb/sum.example.org/latest"} {
+		n.want(path, 503, "another root")
+	}
+	n.want("/healthz", 200, "ok")
 }

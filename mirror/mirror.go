@@ -106,6 +106,7 @@ type Config struct {
 	Peers        Peers   // the other nodes of the cluster; nil: there are none
 	Proofs       Prover  // needed with Peers
 	Changes      Changes // what Follow follows; nil: nothing
+	Node         string  // the id of this node, whose Changes they are: what is remembered of another's is of no use
 	Dir          string  // the data directory, for follow.json and pending/; needed by Follow and with "passthrough"
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
 	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
@@ -165,6 +166,7 @@ type Mirror struct {
 	pending  *pending      // nil: what cannot be committed is not kept
 	followed follower      // what Progress reports
 	draining atomic.Bool
+	stopped  atomic.Pointer[error] // why nothing is served any more; see StopServing
 
 	step func(string) // tests stop an ingest with it; nil otherwise
 }

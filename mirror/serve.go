@@ -61,6 +61,10 @@ func refuseBody(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWait)) // not every writer has deadlines
 }
 
+// StopServing ends all answers but the pages, for ever: what this node holds, and what it remembers of it, is not to be relied
+// on. Whoever asks is told err. Only the first reason counts.
+func (m *Mirror) StopServing(err error) { m.stopped.CompareAndSwap(nil, &err) }
+
 // route answers r, or returns an error before anything is sent.
 func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -70,7 +74,8 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 		return badRequest("this server takes no request bodies")
 	}
 	path := r.URL.EscapedPath()
-	if a, ok := m.hot.get(path); ok {
+	stopped := m.stopped.Load()
+	if a, ok := m.hot.get(path); ok && stopped == nil {
 		w.class = a.class
 		return sendAnswer(w, r, &a.answer)
 	}
@@ -78,6 +83,9 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 	case "/", "/status", "/healthz", "/readyz", "/metrics":
 		w.class = classPage
 		return m.servePage(w, r, path, id)
+	}
+	if stopped != nil {
+		return *stopped
 	}
 	if rest, ok := strings.CutPrefix(path, provePrefix); ok {
 		w.class = classPage

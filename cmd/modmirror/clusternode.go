@@ -269,8 +269,20 @@ func (n *node) forward(ctx context.Context, leader replicate.Member, body []byte
 func (n *node) onRefused(err error) {
 	n.log.Error("this node is no part of its cluster any more; what it holds is served, and nothing new is taken", "err", err)
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.refused = err
+	n.mu.Unlock()
+	n.stopIfDiverged()
+}
+
+// stopIfDiverged ends the answers of a node that holds something else than its cluster; also those that its mirror has in
+// memory, for which no catalog is asked.
+func (n *node) stopIfDiverged() {
+	n.mu.Lock()
+	err := n.refused
+	n.mu.Unlock()
+	if m := n.front.mirror.Load(); m != nil && errors.Is(err, artifact.ErrDamaged) {
+		m.StopServing(err)
+	}
 }
 
 // joinCluster asks to be a member, until this node is one.

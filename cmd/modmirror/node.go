@@ -316,7 +316,7 @@ func (n *node) openMirror() error {
 		c.Upstream = n.upstream
 	}
 	if n.link != nil {
-		c.Peers, c.Proofs, c.Changes = peers{n}, n.replica, n.replica
+		c.Peers, c.Proofs, c.Changes, c.Node = peers{n}, n.replica, n.replica, n.replica.ID()
 		c.Dir, c.PullLimit, c.OnQuorumLoss = n.config.DataDir, int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
 	}
 	n.mirror, err = mirror.New(c)
@@ -324,6 +324,7 @@ func (n *node) openMirror() error {
 		return err
 	}
 	n.front.mirror.Store(n.mirror)
+	n.stopIfDiverged() // while it was being opened
 	n.onClose(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // whoever wanted to wait for fetches has done so: see drain
