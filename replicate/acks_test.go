@@ -95,3 +95,29 @@ func TestAckOfTheLifeBefore(t *testing.T) {
 		t.Errorf("ack of this life: %v", err)
 	}
 }
+
+// What waits in the queue while the members change is counted again by those that there are then.
+func TestAcksAreRecounted(t *testing.T) {
+	c := newCluster(t, 1)
+	lead := c.leader()
+	p := c.prepared(1)[0]
+	cmd, err := appendCommand(nil, publishCommand{p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0
+	waiting := &proposal{ctx: t.Context(), cmd: cmd, result: make(chan result, 1), members: lead.servers(), recount: func() error {
+		counted++
+		return lead.checkAcks(t.Context(), p, lead.ownAcks(artifact.Publication{Manifest: p.Manifest}))
+	}}
+	if batch, _ := lead.gather(waiting); len(batch) != 1 || counted != 0 {
+		t.Errorf("gather() = %v, counted %d times, and nothing has changed", batch, counted)
+	}
+	c.join(c.add(), true)
+	if batch, _ := lead.gather(waiting); len(batch) != 0 || counted != 1 {
+		t.Errorf("gather() = %v, counted %d times: one of two voters is no majority", batch, counted)
+	}
+	if r := <-waiting.result; !errors.Is(r.err, ErrTooFewAcks) {
+		t.Errorf("its result is %v", r.err)
+	}
+}

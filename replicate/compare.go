@@ -67,11 +67,12 @@ func (n *Node) compareAll() {
 		}
 	}
 	n.rivals.mu.Unlock()
-	for rep, count := range votes {
+	n.followRoots()
+	for rep, count := range votes { // often a hundred, at each entry that is applied
 		if count <= voters/2 {
 			continue
 		}
-		if own, ok := n.RootAt(rep.seq); ok && own != rep.root {
+		if own, ok := n.roots.at(rep.seq); ok && own != rep.root {
 			n.diverge(fmt.Errorf("at %d leaves the root of this node's catalog is %v, and that of %d of %d voters %v: move the data directory away and start as a new node: %w",
 				rep.seq, own, count, voters, rep.root, artifact.ErrDamaged))
 			return

@@ -95,9 +95,14 @@ type roots struct {
 // RootAt returns the root of the tree of the first seq leaves, if it is one of the newest few thousand.
 func (n *Node) RootAt(seq int64) (tlog.Hash, bool) {
 	n.followRoots()
-	n.roots.mu.Lock()
-	defer n.roots.mu.Unlock()
-	h, ok := n.roots.of[seq]
+	return n.roots.at(seq)
+}
+
+// at returns the root of the first seq leaves, as of the last followRoots.
+func (r *roots) at(seq int64) (tlog.Hash, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, ok := r.of[seq]
 	return h, ok
 }
 

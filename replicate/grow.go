@@ -32,16 +32,19 @@ func (n *Node) lookAfter(ctx context.Context) {
 
 // grower is what a leader remembers from one look to the next.
 type grower struct {
-	looked  bool
-	goal    int64 // leaves of the catalog at the last look
-	changed int64 // leaves of the catalog when the last change was made
+	looked   bool
+	goal     int64 // leaves of the catalog at the last look
+	changed  int64 // leaves of the catalog when all was in it that the voters before the last change had acked
+	settling bool  // a change was made, and changed is still to be found out
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {
+	if err := g.settle(ctx, n); err != nil {
+		return err
+	}
 	goal, looked := g.goal, g.looked
 	g.goal, _ = n.Root()
 	g.looked = true
-	at := n.raft.GetConfiguration().Index()
 	all, err := n.Peers(ctx)
 	if err != nil {
 		return err
@@ -50,7 +53,7 @@ func (g *grower) step(ctx context.Context, n *Node) error {
 		if gone, err := n.isGone(p.ID); err != nil {
 			return err
 		} else if gone && p.Member && p.ID != n.id.Node {
-			return n.drop(ctx, p.ID, at) // a removal that was begun
+			return n.drop(ctx, p.ID, 0) // a removal that was begun, whatever came before
 		}
 	}
 	if n.config.Complete == nil || !looked {
@@ -58,13 +61,36 @@ func (g *grower) step(ctx context.Context, n *Node) error {
 	}
 	// What was committed since the last look was acked by a majority without the candidate, so it may still lack that.
 	p, ok := n.candidate(all, goal)
-	if !ok || !n.caughtUp(all, g.changed) || n.quorumWith(all, p.ID, true).check("") != nil {
+	if !ok {
+		return nil
+	}
+	at, err := n.configured(ctx)
+	if err != nil {
+		return err
+	}
+	if all, err = n.Peers(ctx); err != nil { // of this configuration, or a later one
+		return err
+	}
+	if p, ok = n.candidate(all, goal); !ok || !n.caughtUp(all, g.changed) || n.quorumWith(all, p.ID, true).check("") != nil {
 		return nil
 	}
 	n.log.Info("a node becomes a voter: it holds everything", "node", p.ID, "name", p.Name, "zone", p.Zone)
-	err = n.suffrage(ctx, p.ID, true, at)
+	g.settling = true
+	return n.suffrage(ctx, p.ID, true, at)
+}
+
+// settle finds out how many leaves there are once everything is applied that was in the log, or about to be, when the last
+// change was made: the voters of before had acked it, and of the new ones perhaps none.
+func (g *grower) settle(ctx context.Context, n *Node) error {
+	if !g.settling {
+		return nil
+	}
+	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+		return err
+	}
 	g.changed, _ = n.Root()
-	return err
+	g.settling = false
+	return nil
 }
 
 // caughtUp reports whether all voters that answer hold the blobs of the first seq leaves: the change before is over then.

@@ -352,7 +352,7 @@ func TestRemoveOneOfTwo(t *testing.T) {
 	if len(refused) > 0 {
 		t.Errorf("OnRefused(%v) while its vote is needed", <-refused)
 	}
-	c.lead("take out", func(lead *Node) error { return lead.drop(t.Context(), id, lead.raft.GetConfiguration().Index()) })
+	c.lead("take out", func(lead *Node) error { return lead.drop(t.Context(), id, 0) })
 	if err := <-refused; !errors.Is(err, ErrRemoved) {
 		t.Errorf("OnRefused(%v)", err)
 	}
@@ -367,7 +367,7 @@ func TestLeaderTakenOut(t *testing.T) {
 	c.config = func(i int, conf *Config) { conf.OnRefused = func(err error) { refused <- err } }
 	c.grow(3)
 	lead := c.leader()
-	lead.drop(t.Context(), lead.ID(), lead.raft.GetConfiguration().Index()) // may be too late to be answered
+	lead.drop(t.Context(), lead.ID(), 0) // may be too late to be answered
 	if err := <-refused; !errors.Is(err, ErrRemoved) {
 		t.Errorf("OnRefused(%v)", err)
 	}
@@ -389,5 +389,74 @@ func TestTransferAndClose(t *testing.T) {
 		c.open(i)
 		c.registered(i)
 		c.same()
+	}
+}
+
+// A change of the members is over when the voters hold what those of before had acked, also what was applied only after it.
+func TestChangeSettles(t *testing.T) {
+	var held completeness
+	c := &cluster{t: t, net: newNetwork()}
+	c.config = func(_ int, conf *Config) {
+		conf.Complete = held.of
+		conf.reconcile = time.Hour // by hand, below
+	}
+	c.grow(1)
+	lead := c.leader()
+	held.set(lead.ID(), everything)
+	for range 2 {
+		c.join(c.add(), false)
+	}
+	second, third := c.nodes[1].ID(), c.nodes[2].ID()
+	held.set(second, everything)
+	held.set(third, -1)
+	var g grower
+	step := func() {
+		t.Helper()
+		if err := g.step(t.Context(), lead); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step()
+	step()
+	if !c.votes(1) || c.votes(2) {
+		t.Fatalf("voters are %v, want the first two", c.voters())
+	}
+	c.publish("example.com/acked-by-the-first-alone", "v1.0.0")
+	seq, _ := lead.Root()
+	held.set(second, seq-1)
+	held.set(third, everything)
+	step()
+	step()
+	if c.votes(2) {
+		t.Error("a third voter, while the second lacks what the first alone had acked")
+	}
+	held.set(second, seq)
+	step()
+	if !c.votes(2) {
+		t.Error("no third voter, though the second holds everything")
+	}
+}
+
+// A change of the members that was judged by another configuration than there is then is not made.
+func TestChangeOfAnotherConfiguration(t *testing.T) {
+	c := newCluster(t, 3)
+	lead := c.leader()
+	at, err := lead.configured(t.Context())
+	if err != nil || at == 0 {
+		t.Fatalf("configured() = %d, %v", at, err)
+	}
+	c.join(c.add(), false)
+	if err := lead.suffrage(t.Context(), c.nodes[3].ID(), true, at); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "configuration changed") {
+		t.Errorf("a promotion judged by the configuration before: %v", err)
+	}
+	follower := c.nodes[c.follower()]
+	if err := lead.drop(t.Context(), follower.ID(), at); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("a removal judged by the configuration before: %v", err)
+	}
+	if got := c.voters(); len(got) != 3 {
+		t.Errorf("voters are %v", got)
+	}
+	if _, err := follower.configured(t.Context()); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("configured() at a follower: %v", err)
 	}
 }

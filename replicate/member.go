@@ -38,16 +38,28 @@ func (n *Node) Join(ctx context.Context, m Member) error {
 	} else if gone {
 		return fmt.Errorf("%s: %w", what, ErrRemoved)
 	}
-	return n.change(ctx, what, n.raft.GetConfiguration().Index(), func(prev uint64) raft.Future {
+	return n.change(ctx, what, 0, func(prev uint64) raft.Future { // whatever came before
 		return n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Address), prev, 0)
 	})
+}
+
+// configured returns the index of the present configuration, for a change that holds only if no other comes before it. Only
+// the leader can say. raft itself does not: the index of its GetConfiguration is always 0, which stands for any.
+func (n *Node) configured(ctx context.Context) (index uint64, err error) {
+	if err := n.writable(); err != nil {
+		return 0, err
+	}
+	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+		return 0, n.unavailable(err)
+	}
+	err = n.view(func(s state) error { _, index = s.members(); return nil })
+	return index, err
 }
 
 // Promote makes a nonvoter that holds every blob a voter. An error may be an [IncompleteError] or a [QuorumError].
 func (n *Node) Promote(ctx context.Context, id string) error {
 	what := "promote node " + id
-	at := n.raft.GetConfiguration().Index()
-	p, all, err := n.member(ctx, id)
+	at, p, all, err := n.member(ctx, id)
 	if err != nil || p.Voter {
 		return wrap(what, err)
 	}
@@ -67,8 +79,7 @@ func (n *Node) Promote(ctx context.Context, id string) error {
 // that remains, or a [QuorumError].
 func (n *Node) Demote(ctx context.Context, id string) error {
 	what := "demote node " + id
-	at := n.raft.GetConfiguration().Index()
-	p, all, err := n.member(ctx, id)
+	at, p, all, err := n.member(ctx, id)
 	if err != nil {
 		return wrap(what, err)
 	}
@@ -89,8 +100,7 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 // The removal is noted in the catalog first. If this node dies then, the next leader goes on with it.
 func (n *Node) Remove(ctx context.Context, id string) error {
 	what := "remove node " + id
-	at := n.raft.GetConfiguration().Index()
-	p, all, err := n.member(ctx, id)
+	at, p, all, err := n.member(ctx, id)
 	if err != nil {
 		return wrap(what, err)
 	}
@@ -105,21 +115,21 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 	return wrap(what, n.drop(ctx, id, at))
 }
 
-// member returns a node that is known, and all of them. Only the leader is answered.
-func (n *Node) member(ctx context.Context, id string) (Peer, []Peer, error) {
-	if err := n.writable(); err != nil {
-		return Peer{}, nil, err
+// member returns a node that is known, all of them, and the index of the configuration that they are in, or of an earlier one.
+// Only the leader is answered.
+func (n *Node) member(ctx context.Context, id string) (at uint64, p Peer, all []Peer, err error) {
+	if at, err = n.configured(ctx); err != nil {
+		return 0, Peer{}, nil, err
 	}
-	all, err := n.Peers(ctx)
-	if err != nil {
-		return Peer{}, nil, err
+	if all, err = n.Peers(ctx); err != nil {
+		return 0, Peer{}, nil, err
 	}
 	for _, p := range all {
 		if p.ID == id {
-			return p, all, nil
+			return at, p, all, nil
 		}
 	}
-	return Peer{}, nil, fmt.Errorf("there is no such node: %w", fs.ErrNotExist)
+	return 0, Peer{}, nil, fmt.Errorf("there is no such node: %w", fs.ErrNotExist)
 }
 
 // canLeave reports whether the voter id may go: enough of the others must answer, and hold every blob.

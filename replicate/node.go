@@ -56,7 +56,7 @@ type Config struct {
 	Join  bool
 
 	// Complete says up to which leaf a node, which may be this one, holds every blob; ok is false if that is not known now,
-	// as it does not answer. It must not wait for the network. nil: no node becomes a voter by itself, and changes of the members are not held against it.
+	// as it does not answer. One that is known to lack a blob is not to be taken for one that does not answer. It must not wait for the network. nil: no node becomes a voter by itself, and changes of the members are not held against it.
 	Complete func(id string) (seq int64, ok bool)
 	Voters   int // how many voters there should be; 0: 3
 
@@ -362,7 +362,7 @@ func (n *Node) settle(logDir string) error {
 	old := n.id
 	n.id = id
 	err := n.raise(id)
-	if id == old && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
+	if old.State == id.State && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
 		n.log.Warn("the disk is full: this start is not counted yet", "err", err)
 		n.uncounted.Store(true)
 		return nil

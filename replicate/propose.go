@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
@@ -18,6 +19,9 @@ type proposal struct {
 	ctx    context.Context
 	cmd    []byte      // as appendCommand makes it
 	result chan result // has room for one
+
+	members []raft.Server // by whose voters the acks were counted
+	recount func() error  // counts them by those of now; nil: it needs none
 }
 
 func (p *proposal) done(r result) { p.result <- r }
@@ -29,13 +33,14 @@ func (n *Node) proposeHere(ctx context.Context, c command, cmd []byte, acks []ar
 	if err := n.writable(); err != nil {
 		return result{}, err
 	}
-	if p, ok := c.(publishCommand); ok {
-		if err := n.checkAcks(ctx, p.Publication, acks); err != nil {
+	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1), members: n.servers()}
+	if c, ok := c.(publishCommand); ok {
+		p.recount = func() error { return n.checkAcks(ctx, c.Publication, acks) }
+		if err := p.recount(); err != nil {
 			return result{}, err
 		}
 	}
 	full, _ := n.latch.short()
-	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1)}
 	select {
 	case n.queue <- p:
 	case <-n.stopping:
@@ -124,7 +129,7 @@ func (n *Node) runProposer() {
 func (n *Node) gather(first *proposal) (batch []*proposal, rest *proposal) {
 	size := 0
 	for p := first; ; {
-		if err := p.ctx.Err(); err != nil {
+		if err := n.recheck(p); err != nil {
 			p.done(result{err: err})
 		} else if len(batch) > 0 && size+len(p.cmd) > maxBatch {
 			return batch, p
@@ -138,6 +143,18 @@ func (n *Node) gather(first *proposal) (batch []*proposal, rest *proposal) {
 			return batch, nil
 		}
 	}
+}
+
+// servers returns the latest configuration, which may not be committed yet.
+func (n *Node) servers() []raft.Server { return n.raft.GetConfiguration().Configuration().Servers }
+
+// recheck says why p, which has waited in the queue, is not to be proposed any more. Its acks may be of voters that there
+// were.
+func (n *Node) recheck(p *proposal) error {
+	if err := p.ctx.Err(); err != nil || p.recount == nil || slices.Equal(n.servers(), p.members) {
+		return err
+	}
+	return p.recount()
 }
 
 // flush takes one entry through the log and answers its proposals.
