@@ -34,6 +34,7 @@ func (b *broadcast) wake() {
 // hasChanged is told by the state machine that something was applied.
 func (n *Node) hasChanged(peers bool) {
 	if peers {
+		n.tables.Add(1)
 		n.peered.Store(true)
 	}
 	n.applied.wake()

@@ -155,6 +155,8 @@ type Node struct {
 	applied   broadcast                   // something was applied
 	moved     broadcast                   // the leadership moved
 	peered    atomic.Bool                 // the node table changed, and nobody looked
+	tables    atomic.Uint64               // how often it changed
+	rows      atomic.Pointer[nodeTable]   // as it was read last
 	pulse     pulse                       // who answers
 	roots     roots                       // of the newest leaves
 	rivals    rivals                      // what other nodes say about them

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/raft"
@@ -226,11 +227,34 @@ func (c *catalog) Check(p Peer) error {
 	return errors.Join(bad, err)
 }
 
-// Peers returns all nodes that have registered or are members, by id, as far as this node knows.
-func (n *Node) Peers(ctx context.Context) (all []Peer, err error) {
-	if err := n.read(ctx, func(s state) (err error) { all, err = s.peers(); return err }); err != nil {
+// nodeTable is the rows of the node table, by id, as of a generation of it.
+type nodeTable struct {
+	generation uint64
+	rows       []Peer
+}
+
+// table returns the rows of the node table. They are asked for at each request of a client, and change when a node starts.
+func (n *Node) table(ctx context.Context) ([]Peer, error) {
+	generation := n.tables.Load() // first: the rows are of it, or newer
+	if t := n.rows.Load(); t != nil && t.generation == generation && ctx.Err() == nil && n.catalog.diverged.Load() == nil {
+		return t.rows, nil
+	}
+	t := &nodeTable{generation: generation}
+	err := n.read(ctx, func(s state) (err error) { t.rows, err = s.peers(); return err })
+	if err != nil {
 		return nil, err
 	}
+	n.rows.Store(t)
+	return t.rows, nil
+}
+
+// Peers returns all nodes that have registered or are members, by id, as far as this node knows.
+func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
+	rows, err := n.table(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Clone(rows)
 	at := map[string]int{}
 	for i, p := range all {
 		at[p.ID] = i

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -199,5 +200,32 @@ func TestStartCountedLater(t *testing.T) {
 	all, err := n.Peers(t.Context())
 	if err != nil || len(all) != 1 || all[0].Starts != before+1 || all[0].Address != c.addr(0) || !all[0].Voter || !all[0].Leader || !all[0].Member {
 		t.Errorf("Peers() = %+v, %v", all, err)
+	}
+}
+
+// The node table is read once, and again after each change of it.
+func TestPeersAreOfNow(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.leader()
+	for i := range 3 {
+		self := n.Self()
+		self.Version = fmt.Sprintf("version-%d", i)
+		if _, err := n.propose(t.Context(), registerCommand{self}); err != nil {
+			t.Fatal(err)
+		}
+		all, err := n.Peers(t.Context())
+		if err != nil || len(all) != 1 || all[0].Version != self.Version || !all[0].Voter {
+			t.Fatalf("Peers() = %+v, %v after %s", all, err, self.Version)
+		}
+		all[0].Version = "changed by who asked"
+	}
+	before := n.rows.Load()
+	c.publish("example.com/a", "v1.0.0")
+	if _, err := n.Peers(t.Context()); err != nil || n.rows.Load() != before {
+		t.Errorf("the table is read again though it did not change: %v", err)
+	}
+	n.diverge(errors.New("another root"))
+	if _, err := n.Peers(t.Context()); err == nil {
+		t.Error("Peers() of a catalog that is not what was committed")
 	}
 }
