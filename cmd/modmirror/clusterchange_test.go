@@ -1,12 +1,18 @@
 package main
 
 import (
+	mathrand "math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+	"modmirror/mirror/mirrortest"
 	"modmirror/replicate"
 )
 
@@ -202,5 +208,46 @@ func forgetAll(t *testing.T, dir string) {
 	}
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A voter that is still pulling a blob is alive and lacks it: no other one is removed before it has caught up, and the reason
+// is told.
+func TestRemovalWaitsForBlobs(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	data := make([]byte, 3<<20) // more than a limit lets through at once
+	_, _ = mathrand.NewChaCha8([32]byte{7}).Read(data)
+	m := module.Version{Path: "example.com/large", Version: "v1.0.0"}
+	mod := "module example.com/large\n"
+	s.up.AddZip(m, mirrortest.Zip(m, map[string]string{"go.mod": mod, "data.bin": string(data)}), []byte(mod), nil)
+	zipSum, modSum := s.up.Sums(m)
+	s.db.Add(m, zipSum, modSum)
+	s.run()
+	s.voters(3)
+	lead := s.leader()
+	var slow, victim *clusterNode
+	for _, n := range s.nodes {
+		if n != lead {
+			slow, victim = n, slow
+		}
+	}
+	slow.kill()
+	if _, err := bodyOf(http.DefaultClient, lead.url+artifactPath(m, artifact.Zip)); err != nil {
+		t.Fatal(err)
+	}
+	slow.extra = []string{"--pull-limit", "1"}
+	s.run(slow)
+	s.sees(lead, "a blob missing at "+slow.name, func(v clusterView) bool {
+		m, err := v.find(slow.name)
+		return err == nil && m.Alive && m.Missing == 1 && v.Leader != ""
+	})
+	out, err := s.command(lead, "remove", victim.name, "--yes")
+	if err == nil || !strings.Contains(out, "wait until it has caught up") {
+		t.Errorf("remove while a voter that remains lacks a blob: %v\n%s", err, out)
+	}
+	if q := s.view(lead).quorum(); q != (quorum{3, 3}) {
+		t.Errorf("after that: %v", q)
 	}
 }
