@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -119,5 +120,30 @@ func TestAcksAreRecounted(t *testing.T) {
 	}
 	if r := <-waiting.result; !errors.Is(r.err, ErrTooFewAcks) {
 		t.Errorf("its result is %v", r.err)
+	}
+}
+
+// What is published right after a start waits until the acks of that start count.
+func TestPublishBeforeRegistered(t *testing.T) {
+	c := newCluster(t, 3)
+	p := c.prepared(1)[0]
+	i := c.follower()
+	c.close(i)
+	c.host(i).partition(true)
+	n := c.open(i)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n.AwaitRegistered(ctx); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("AwaitRegistered() of a node that nobody hears = %v", err)
+	}
+	p.Acks = c.leader().ownAcks(artifact.Publication{Manifest: p.Manifest})
+	done := make(chan error, 1)
+	go func() { _, err := n.Publish(t.Context(), p); done <- err }()
+	c.host(i).partition(false)
+	if err := <-done; err != nil {
+		t.Errorf("Publish() = %v", err)
+	}
+	if err := n.AwaitRegistered(t.Context()); err != nil {
+		t.Errorf("AwaitRegistered() = %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"modmirror/mirror/artifact"
 )
@@ -49,4 +50,40 @@ func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("verify the leadership: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return index, nil
+}
+
+// AwaitRegistered waits until the node table knows this life of the node: until then its acks do not count.
+func (n *Node) AwaitRegistered(ctx context.Context) error {
+	if n.config.Stream == nil {
+		return nil
+	}
+	for {
+		next := n.applied.wait()
+		var p Peer
+		if err := n.view(func(s state) (err error) { p, _, err = s.peer(n.id.Node); return err }); err != nil {
+			return err
+		}
+		if p.Starts == n.starts.Load() { // of a start that is not counted: the one before, as its acks are
+			return nil
+		}
+		select {
+		case <-next:
+		case <-n.stopping:
+			return errClosed
+		case <-n.latch.done:
+			return n.latch.fault()
+		case <-n.refused:
+			return n.whyRefused()
+		case <-ctx.Done():
+			return fmt.Errorf("this start is not known to the cluster yet: %w: %w", ctx.Err(), artifact.ErrUnavailable)
+		}
+	}
+}
+
+// introduced waits as long as an election may take until the acks of this node count. The leader says what is the matter if
+// they still do not.
+func (n *Node) introduced(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, n.patience(time.Now()))
+	defer cancel()
+	_ = n.AwaitRegistered(ctx)
 }

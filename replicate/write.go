@@ -70,6 +70,9 @@ func (n *Node) Publish(ctx context.Context, p artifact.Publication) (artifact.Ma
 	if bad, err := checkParts(p, lookup); err != nil || bad != nil {
 		return artifact.Manifest{}, errors.Join(bad, err)
 	}
+	if len(blobs(p.Manifest)) > 0 {
+		n.introduced(ctx)
+	}
 	r, err := n.propose(ctx, publishCommand{p}, n.ownAcks(p)...)
 	return r.manifest, err
 }

@@ -202,6 +202,11 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	if err := n.mirror.Admit(r.Context(), man, k, ref, body, "node "+peer.From(r).Name); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), maxBehind)
+	defer cancel()
+	if err := n.replica.AwaitRegistered(ctx); err != nil { // the ack would not count
+		return nil, err
+	}
 	self := n.replica.Self()
 	return ack{self.ID, self.Starts}, nil
 }
