@@ -228,6 +228,22 @@ func TestListsFollowTheLog(t *testing.T) {
 	}
 }
 
+// So it does when another catalog takes the place of the node's own, of which no single change is told.
+func TestListsOfAnotherCatalog(t *testing.T) {
+	c := newCluster(t, 2)
+	n := c.nodes[1]
+	for range 2 { // the second time it is remembered, with all that the log has told
+		n.want(helloPath+"list", 200, "v1.0.0\n")
+	}
+	now := time.Now().Add(time.Second)
+	l := artifact.Listing{Path: helloV.Path, Versions: []string{"v1.0.0", "v1.2.0"}, Listed: now}
+	if err := n.index.PublishListing(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	n.Relisted("")
+	n.want(helloPath+"list", 200, "v1.0.0\nv1.2.0\n")
+}
+
 // What an answer is old at the owner it is old at who asks: a list is never believed for longer because it went around.
 func TestToldAge(t *testing.T) {
 	c := newCluster(t, 2)

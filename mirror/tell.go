@@ -115,10 +115,18 @@ func (t *topic) slots() chan struct{} {
 }
 
 // Relisted is to be called after the catalog's listing of path has changed here, by whoever applies the log: what this node
-// remembers of the path may be older. It does not block, and reads nothing; the next who asks for the path does.
+// remembers of the path may be older; "" stands for all paths. It does not block, and reads nothing; the next who asks for the
+// path does.
 func (m *Mirror) Relisted(path string) {
-	m.list.epoch(path).Add(1)
-	m.latest.epoch(path).Add(1)
+	for _, t := range []*topic{m.list, m.latest} {
+		if path != "" {
+			t.epoch(path).Add(1)
+			continue
+		}
+		for i := range t.epochs {
+			t.epochs[i].Add(1)
+		}
+	}
 }
 
 // catchUp returns the answer that is remembered, with what the catalog knows since. Of two that were asked at the same time

@@ -415,8 +415,13 @@ func TestInstallIntoEmptyNode(t *testing.T) {
 		c.publish("example.com/a", fmt.Sprintf("v1.%d.0", i))
 	}
 	c.cut()
+	listed := make(chan string, 9)
+	c.config = func(_ int, conf *Config) { conf.OnListing = func(path string) { listed <- path } }
 	c.join(c.add(), false)
 	c.same()
+	if len(listed) != 1 || <-listed != "" {
+		t.Error("nobody is told that any listing may have changed")
+	}
 	c.publish("example.com/b", "v1.0.0")
 	c.same()
 	c.close(1)

@@ -24,7 +24,7 @@ type fsm struct {
 	ended     <-chan struct{}  // closed when raft has been told to end; nil: never
 	changed   func(peers bool) // called after entries, and whether the node table may have changed; may be nil
 	forked    func()           // called after an entry that may have brought the evidence of a fork; may be nil
-	listed    func(string)     // called with the path of each listing that changed; may be nil
+	listed    func(string)     // called with the path of each listing that changed, "" for any; may be nil
 	gaveUp    error            // why entries were left out; of raft's goroutine
 }
 
@@ -177,6 +177,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)
 	if f.forked != nil {
 		f.forked()
+	}
+	if f.listed != nil {
+		f.listed("")
 	}
 	if f.changed != nil {
 		f.changed(true)

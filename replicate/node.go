@@ -34,8 +34,8 @@ type Config struct {
 	// its own, one at a time: when it is committed, and once at Open for what was before. nil: nobody is told.
 	OnFork func(artifact.Fork)
 
-	// OnListing is called with the path of each listing that changed here, in the order of the log. It must not block. nil:
-	// nobody is told.
+	// OnListing is called with the path of each listing that changed here, in the order of the log, and with "" when any may
+	// have changed, as a leader's snapshot took the place of the catalog. It must not block. nil: nobody is told.
 	OnListing func(path string)
 
 	// Stream carries raft's messages; the node closes it. nil: there are no other nodes (yet), and the node does not
