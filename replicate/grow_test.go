@@ -460,3 +460,34 @@ func TestChangeOfAnotherConfiguration(t *testing.T) {
 		t.Errorf("configured() at a follower: %v", err)
 	}
 }
+
+// Two removals at a time are judged one after the other, also when another leader has begun the first.
+func TestRemovalsInTurn(t *testing.T) {
+	c := &cluster{t: t, net: newNetwork()}
+	c.config = func(_ int, conf *Config) { conf.reconcile = time.Hour }
+	c.grow(3)
+	lead := c.leader()
+	var rest []*Node
+	for _, n := range c.nodes {
+		if n != lead {
+			rest = append(rest, n)
+		}
+	}
+	if _, err := lead.propose(t.Context(), forgetCommand{rest[0].ID()}); err != nil { // and then its leader died
+		t.Fatal(err)
+	}
+	if err := lead.Remove(t.Context(), rest[1].ID()); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "is being removed") {
+		t.Errorf("Remove() while another node is being removed = %v", err)
+	}
+	if gone, err := lead.isGone(rest[1].ID()); gone || err != nil {
+		t.Errorf("isGone() = %v, %v after a removal that was refused", gone, err)
+	}
+	lead.turn <- struct{}{} // somebody else is at it
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	for what, f := range map[string]func(context.Context, string) error{"Remove": lead.Remove, "Demote": lead.Demote, "Promote": lead.Promote} {
+		if err := f(ctx, rest[1].ID()); !errors.Is(err, artifact.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "another change") {
+			t.Errorf("%s while another change is under way: %v", what, err)
+		}
+	}
+}

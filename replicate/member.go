@@ -59,6 +59,10 @@ func (n *Node) configured(ctx context.Context) (index uint64, err error) {
 // Promote makes a nonvoter that holds every blob a voter. An error may be an [IncompleteError] or a [QuorumError].
 func (n *Node) Promote(ctx context.Context, id string) error {
 	what := "promote node " + id
+	if err := n.take(ctx); err != nil {
+		return wrap(what, err)
+	}
+	defer func() { <-n.turn }()
 	at, p, all, err := n.member(ctx, id)
 	if err != nil || p.Voter {
 		return wrap(what, err)
@@ -79,6 +83,10 @@ func (n *Node) Promote(ctx context.Context, id string) error {
 // that remains, or a [QuorumError].
 func (n *Node) Demote(ctx context.Context, id string) error {
 	what := "demote node " + id
+	if err := n.take(ctx); err != nil {
+		return wrap(what, err)
+	}
+	defer func() { <-n.turn }()
 	at, p, all, err := n.member(ctx, id)
 	if err != nil {
 		return wrap(what, err)
@@ -100,6 +108,10 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 // The removal is noted in the catalog first. If this node dies then, the next leader goes on with it.
 func (n *Node) Remove(ctx context.Context, id string) error {
 	what := "remove node " + id
+	if err := n.take(ctx); err != nil {
+		return wrap(what, err)
+	}
+	defer func() { <-n.turn }()
 	at, p, all, err := n.member(ctx, id)
 	if err != nil {
 		return wrap(what, err)
@@ -113,6 +125,16 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 		return wrap(what, err)
 	}
 	return wrap(what, n.drop(ctx, id, at))
+}
+
+// take waits for the turn to change the members: each change is judged by what the one before has left.
+func (n *Node) take(ctx context.Context) error {
+	select {
+	case n.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("another change is under way: %w: %w", ctx.Err(), artifact.ErrUnavailable)
+	}
 }
 
 // member returns a node that is known, all of them, and the index of the configuration that they are in, or of an earlier one.
@@ -142,9 +164,15 @@ func (n *Node) canLeave(ctx context.Context, what, id string, all []Peer) error 
 	}
 	var rest []string
 	for _, p := range all {
-		if p.Voter && p.ID != id {
-			rest = append(rest, p.ID)
+		if !p.Voter || p.ID == id {
+			continue
 		}
+		if gone, err := n.isGone(p.ID); err != nil {
+			return err
+		} else if gone {
+			return fmt.Errorf("%s: node %s is being removed and still votes; wait until it is out: %w", what, p.ID, artifact.ErrUnavailable)
+		}
+		rest = append(rest, p.ID)
 	}
 	return n.awaitComplete(ctx, what, rest)
 }

@@ -164,6 +164,7 @@ type Node struct {
 	refused   chan struct{}               // closed then
 	leaving   sync.Once                   // it was removed
 	announcer announcer                   // of what this node commits as leader
+	turn      chan struct{}               // has room for the one operator's change of the members that is under way
 
 	closeOnce  sync.Once
 	closeErr   error
@@ -180,7 +181,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 		config: c, log: c.Log, catalog: newCatalog(filepath.Join(c.Dir, "catalog.db")), latch: newLatch(c.Dir, c.OnFault),
 		leading: make(chan bool, 16), queue: make(chan *proposal, maxQueue), stopping: make(chan struct{}),
 		proposerDone: make(chan struct{}), raftDone: make(chan struct{}), ready: make(chan struct{}), forked: make(chan struct{}, 1),
-		boot: rand.Text(), refused: make(chan struct{}), announcer: announcer{telling: make(map[raft.ServerID]bool)},
+		boot: rand.Text(), refused: make(chan struct{}), turn: make(chan struct{}, 1), announcer: announcer{telling: make(map[raft.ServerID]bool)},
 	}
 	n.damage.log = c.Log
 	rest := restOf(ctx)
