@@ -229,3 +229,24 @@ func TestPeersAreOfNow(t *testing.T) {
 		t.Error("Peers() of a catalog that is not what was committed")
 	}
 }
+
+// A start that is not counted yet, as the disk is full, is as many as the one before, and no copy of it.
+func TestUncountedStartIsNoClone(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.leader()
+	before := n.Self()
+	before.Boot = "life-before"
+	if err := n.update(func(s state) error {
+		return s.bucket(bucketConfig).Put([]byte(nodePrefix+before.ID), appendPeer(nil, before))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n.uncounted.Store(true)
+	if n.checkSelf(); n.whyRefused() != nil {
+		t.Errorf("an uncounted start: %v", n.whyRefused())
+	}
+	n.uncounted.Store(false)
+	if n.checkSelf(); !errors.Is(n.whyRefused(), ErrClone) {
+		t.Errorf("a counted one of the same number: %v, want ErrClone", n.whyRefused())
+	}
+}

@@ -163,13 +163,14 @@ func (n *Node) checkSelf() {
 	if n.config.Stream == nil {
 		return
 	}
+	uncounted := n.uncounted.Load() // before its starts are read, which are raised first
 	self := n.Self()
 	var bad error
 	if err := n.view(func(s state) error {
-		if p, ok, err := s.peer(self.ID); err != nil || !ok && !s.gone(self.ID) || p.Starts < self.Starts && !s.gone(self.ID) {
-			return err // it has not registered yet
+		p, ok, err := s.peer(self.ID)
+		if registered := ok && p.Starts >= self.Starts && !uncounted; err != nil || !registered && !s.gone(self.ID) {
+			return err // not yet
 		}
-		var err error
 		bad, err = s.judge(self)
 		return err
 	}); err != nil {
