@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"modmirror/mirror/artifact"
 )
 
@@ -36,6 +38,8 @@ type grower struct {
 	goal     int64 // leaves of the catalog at the last look
 	changed  int64 // leaves of the catalog when all was in it that the voters before the last change had acked
 	settling bool  // a change was made, and changed is still to be found out
+
+	servers []raft.Server // the configuration at the last look
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {
@@ -60,28 +64,34 @@ func (g *grower) step(ctx context.Context, n *Node) error {
 		return nil
 	}
 	// What was committed since the last look was acked by a majority without the candidate, so it may still lack that.
-	p, ok := n.candidate(all, goal)
-	if !ok {
+	next := func() (Peer, bool) {
+		p, ok := n.candidate(all, goal)
+		return p, ok && n.caughtUp(all, g.changed) && n.quorumWith(all, p.ID, true).check("") == nil
+	}
+	if _, ok := next(); !ok {
 		return nil
 	}
-	at, err := n.configured(ctx)
+	at, err := n.configured(ctx) // costs an entry of the log
 	if err != nil {
 		return err
 	}
 	if all, err = n.Peers(ctx); err != nil { // of this configuration, or a later one
 		return err
 	}
-	if p, ok = n.candidate(all, goal); !ok || !n.caughtUp(all, g.changed) || n.quorumWith(all, p.ID, true).check("") != nil {
+	p, ok := next()
+	if !ok {
 		return nil
 	}
 	n.log.Info("a node becomes a voter: it holds everything", "node", p.ID, "name", p.Name, "zone", p.Zone)
-	g.settling = true
 	return n.suffrage(ctx, p.ID, true, at)
 }
 
 // settle finds out how many leaves there are once everything is applied that was in the log, or about to be, when the last
 // change was made: the voters of before had acked it, and of the new ones perhaps none.
 func (g *grower) settle(ctx context.Context, n *Node) error {
+	now := n.servers()
+	g.settling = g.settling || g.servers != nil && !slices.Equal(g.servers, now) // whoever made it
+	g.servers = now
 	if !g.settling {
 		return nil
 	}
