@@ -65,7 +65,7 @@ func judge(chain []*x509.Certificate, c Credentials, now time.Time, use x509.Ext
 func blame(err error, leaf *x509.Certificate, ours string, now time.Time) *Refusal {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
 		return Refuse(ExpiredCertificate, "the certificate of %s is valid from %s to %s, and the clock of who checks it says %s: set the clocks of both machines; if they are right, renew the file that --tls-cert names",
-			leaf.Subject.CommonName, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+			leaf.Subject.CommonName, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format("2006-01-02T15:04Z")) // to the minute: the same text is logged once
 	}
 	if theirs := nameOf(leaf); theirs != ours {
 		return refuseToken(theirs, ours)

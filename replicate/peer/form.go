@@ -168,7 +168,7 @@ func (n *former) ask(ctx context.Context, addrs []string) map[string]formState {
 			defer func() { <-slots }()
 			st, err := n.askOne(ctx, addr)
 			if err != nil {
-				n.warn("a node in --join does not answer, trying again", "address", addr, "err", err)
+				n.refusedBy(addr, err)
 				return
 			}
 			mu.Lock()
@@ -190,6 +190,15 @@ func (n *former) ask(ctx context.Context, addrs []string) map[string]formState {
 	n.mu.Unlock()
 	n.alias = alias
 	return seen
+}
+
+// refusedBy says why nothing came from a node in --join.
+func (n *former) refusedBy(addr string, err error) {
+	what := "a node in --join does not answer, trying again"
+	if n.link.tell(err) {
+		what = "a node in --join and this one do not speak to each other, trying again"
+	}
+	n.warn(what, "address", addr, "err", err)
 }
 
 // nodes returns how many nodes there may be, answering or not.

@@ -75,10 +75,18 @@ func (l *Link) serve(w http.ResponseWriter, r *http.Request) {
 		writeRefusal(w, ref)
 		return
 	}
+	if l.inFlight.Add(1) > maxRequests {
+		l.inFlight.Add(-1)
+		ref := Refuse(Busy, "this node has more than %d requests of other nodes under way already", maxRequests)
+		l.refused(r.RemoteAddr, ref)
+		writeRefusal(w, ref)
+		return
+	}
+	defer l.inFlight.Add(-1)
 	rc := http.NewResponseController(w)
-	r.Body = &movingBody{r.Body, rc}
+	r.Body = &movingBody{ReadCloser: r.Body, rc: rc}
 	defer rc.SetReadDeadline(time.Time{})
-	l.mux.ServeHTTP(&movingWriter{w, rc}, r)
+	l.mux.ServeHTTP(&movingWriter{ResponseWriter: w, rc: rc}, r)
 }
 
 // greeted admits a request, and notes who sent it.
@@ -165,25 +173,51 @@ func (l *Link) parse(s string) (Hello, error) {
 	return h, nil
 }
 
-// movingBody and movingWriter end a transfer that stands still. How long it takes as a whole is up to the handler.
+// movingBody and movingWriter end a transfer that stands still, or goes on so slowly that it is no transfer. How long it takes
+// as a whole is up to the handler.
 type movingBody struct {
 	io.ReadCloser
 	rc *http.ResponseController
+	pace
 }
 
 func (b *movingBody) Read(p []byte) (int, error) {
-	b.rc.SetReadDeadline(time.Now().Add(stallTime))
-	return b.ReadCloser.Read(p)
+	begin := time.Now()
+	b.rc.SetReadDeadline(begin.Add(b.patience()))
+	n, err := b.ReadCloser.Read(p)
+	b.moved(n, time.Since(begin))
+	return n, err
 }
 
 type movingWriter struct {
 	http.ResponseWriter
 	rc *http.ResponseController
+	pace
 }
 
 func (w *movingWriter) Write(p []byte) (int, error) {
-	w.rc.SetWriteDeadline(time.Now().Add(stallTime))
-	return w.ResponseWriter.Write(p)
+	begin := time.Now()
+	w.rc.SetWriteDeadline(begin.Add(w.patience()))
+	n, err := w.ResponseWriter.Write(p)
+	w.moved(n, time.Since(begin))
+	return n, err
+}
+
+// pace is how a transfer goes on: without the time in which the handler did something else.
+type pace struct {
+	spent time.Duration
+	n     int64 // bytes
+}
+
+func (p *pace) moved(n int, in time.Duration) {
+	p.spent += in
+	p.n += int64(n)
+}
+
+// patience returns how long the next bytes may take. A trickle of a byte every few seconds would else hold a handler, and what
+// that has in memory, for days.
+func (p *pace) patience() time.Duration {
+	return min(stallTime, stallTime+time.Duration(p.n/slowest)*time.Second-p.spent)
 }
 
 // Unwrap is for http.ResponseController.

@@ -75,6 +75,7 @@ func (l *Link) Join(ctx context.Context, cluster string, ask []Member) error {
 		if r, ok := errors.AsType[*Refusal](err); ok && r.Permanent() {
 			return fmt.Errorf("join cluster %s: %w", short(cluster), err)
 		}
+		l.tell(err)
 		if l.said.now("join "+ask[i%len(ask)].Address, time.Now()) {
 			l.log.Warn("cannot join the cluster yet, trying again", "address", ask[i%len(ask)].Address, "err", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,7 +31,10 @@ type Config struct {
 	// and must be fast. nil: nothing.
 	Check func(Hello) error
 	// Leader returns the member that leads, if that is known. Nodes that want to join are told. nil: unknown.
-	Leader  func() (Member, bool)
+	Leader func() (Member, bool)
+	// Refused is told, each time, why a node that this one found with --join, or asks to join, does not speak with it.
+	// nil: nobody is told.
+	Refused func(*Refusal)
 	Log     *slog.Logger          // nil: nothing is logged
 	Metrics prometheus.Registerer // nil: nothing is measured
 
@@ -48,6 +52,8 @@ const (
 	maxKnown      = 4096 // nodes that are remembered
 	maxParsed     = 256  // hellos whose text is remembered
 	handshakeTime = 5 * time.Second
+	maxRequests   = 4096             // under way, of all nodes
+	slowest       = 1 << 10          // bytes a second
 	stallTime     = 30 * time.Second // without a byte going through, a bulk transfer is dead
 	callTime      = 30 * time.Second // of a request whose context has no deadline
 	idleTime      = 2 * time.Minute
@@ -68,6 +74,8 @@ type Link struct {
 	bulk    *http.Transport
 	probes  singleflight.Group
 	said    sayOnce
+
+	inFlight atomic.Int64 // requests of other nodes
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -154,6 +162,15 @@ func (l *Link) Self() Hello {
 		h.Address = l.address
 	}
 	return h
+}
+
+// tell reports whether err is a refusal, and passes it on.
+func (l *Link) tell(err error) bool {
+	r, ok := errors.AsType[*Refusal](err)
+	if ok && l.config.Refused != nil {
+		l.config.Refused(r)
+	}
+	return ok
 }
 
 // Shutdown takes no new connections and waits until the requests in flight are answered or ctx ends. Close has still to be
