@@ -50,6 +50,7 @@ type Spreading interface {
 type Told struct {
 	Body []byte
 	Age  time.Duration
+	From string // the node, for messages; Tell leaves it empty
 }
 
 // Prover checks manifests against the tree heads that the cluster has committed.

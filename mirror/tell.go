@@ -38,7 +38,7 @@ func (m *Mirror) Tell(ctx context.Context, op Op, path, query string) (Told, err
 	if err != nil {
 		return Told{}, err
 	}
-	return Told{q.body, time.Since(q.at)}, nil
+	return Told{Body: q.body, Age: time.Since(q.at)}, nil
 }
 
 // tell answers another node.
@@ -55,9 +55,9 @@ func (t *topic) tell(ctx context.Context, path string) (Told, error) {
 		}
 	}
 	if t.class == classList {
-		return Told{artifact.FormatList(s.versions), time.Since(s.at)}, nil
+		return Told{Body: artifact.FormatList(s.versions), Age: time.Since(s.at)}, nil
 	}
-	return Told{s.answer.body, time.Since(s.at)}, nil
+	return Told{Body: s.answer.body, Age: time.Since(s.at)}, nil
 }
 
 // askAround asks the node whose turn it is, or the upstream.
@@ -82,15 +82,22 @@ func (t *topic) askAround(ctx context.Context, path string) (*seen, error) {
 	at := time.Now().Add(-max(told.Age, 0))
 	if t.class == classList {
 		if err := checkList(told.Body); err != nil {
-			return nil, err
+			return nil, t.m.lied(told, path, err)
 		}
 		return &seen{versions: artifact.ParseList(told.Body, path), at: at}, nil
 	}
 	info, err := parseResolved(told.Body, path)
 	if err != nil {
-		return nil, err
+		return nil, t.m.lied(told, path, err)
 	}
 	return &seen{answer: newAnswer(info, typeJSON, shortCached, ""), counted: upstreamOnly, at: at}, nil
+}
+
+// lied raises the alarm about a node that tells what no upstream can have told it, and returns what clients are told.
+func (m *Mirror) lied(t Told, path string, err error) error {
+	err = fromPeer(t.From, err)
+	m.alarm("peer", failPeer, err, "module", path, "source", t.From)
+	return err
 }
 
 // askUpstream asks the upstream, or joins whoever does.
@@ -196,7 +203,7 @@ func (m *Mirror) resolveQuery(ctx context.Context, mv module.Version) (*resolved
 	}
 	body, err := parseResolved(told.Body, mv.Path)
 	if err != nil {
-		return nil, err
+		return nil, m.lied(told, mv.Path, err)
 	}
 	q := &resolved{newAnswer(body, typeJSON, shortCached, ""), time.Now().Add(-max(told.Age, 0))}
 	m.keepQuery(mv, q)

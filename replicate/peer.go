@@ -39,10 +39,16 @@ const (
 
 // Why a node is not taken. Each is for good, and matches [artifact.ErrRefused].
 var (
-	ErrRemoved   = fmt.Errorf("the node was removed from the cluster: %w", artifact.ErrRefused)
-	ErrClone     = fmt.Errorf("the data directory is a copy or an old image of one that started later: %w", artifact.ErrRefused)
-	ErrNameTaken = fmt.Errorf("the name belongs to another data directory: %w", artifact.ErrRefused)
+	ErrRemoved   error = notTaken("the node was removed from the cluster")
+	ErrClone     error = notTaken("the data directory is a copy or an old image of one that started later")
+	ErrNameTaken error = notTaken("the name belongs to another data directory")
 )
+
+// notTaken has the class of artifact.ErrRefused and not its text, which is about artifacts.
+type notTaken string
+
+func (e notTaken) Error() string { return string(e) }
+func (e notTaken) Unwrap() error { return artifact.ErrRefused }
 
 // Rows of the node table in bucket cfg:
 //

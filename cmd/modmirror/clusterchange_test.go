@@ -49,6 +49,9 @@ func TestMembersChange(t *testing.T) {
 		t.Fatalf("demote: %v\n%s", err, out)
 	}
 	s.voters(3)
+	if out, err := s.command(first, "status"); err != nil || !strings.Contains(out, "demoted") {
+		t.Errorf("status with a demoted member: %v\n%s", err, out)
+	}
 	if out, err := s.command(first, "remove", "n4"); err == nil || !strings.Contains(out, `type "remove" to go on`) || !strings.Contains(out, "nothing is changed") {
 		t.Errorf("remove without a yes: %v\n%s", err, out)
 	}
@@ -57,9 +60,15 @@ func TestMembersChange(t *testing.T) {
 	}
 	s.sees(first, "three members", func(v clusterView) bool { return len(v.Nodes) == 3 })
 	s.await("n4 to say that it was removed", func() bool { return strings.Contains(n4.output(), "removed from the cluster") }, n4.output)
-	s.becomes(n4.process, "/readyz", 503)
+	s.unready(n4, "removed from the cluster")
+	if strings.Contains(n4.output(), "verification failed") {
+		t.Errorf("the removed node speaks of artifacts:\n%s", tail(n4.output(), 1000))
+	}
 
 	s.nodes[2].kill() // two of three are left: none may go
+	if out, err := s.command(first, "promote", "n2"); err == nil || !strings.Contains(out, "has a vote already") {
+		t.Errorf("promote of a voter: %v\n%s", err, out)
+	}
 	s.sees(first, "a dead voter", func(v clusterView) bool { return v.quorum() == quorum{3, 2} })
 	if out, err := s.command(first, "demote", "n2", "--yes"); err == nil || !strings.Contains(out, "would leave no quorum") {
 		t.Errorf("demote that ends the quorum: %v\n%s", err, out)

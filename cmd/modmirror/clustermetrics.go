@@ -15,11 +15,12 @@ var (
 	descLag     = prometheus.NewDesc("modmirror_cluster_lag_leaves", "How many changes of manifests this node is behind the member that is furthest.", nil, nil)
 	descMissing = prometheus.NewDesc("modmirror_blobs_missing", "Blobs that the catalog names and this node is known to lack.", nil, nil)
 	descBytes   = prometheus.NewDesc("modmirror_blobs_missing_bytes", "Bytes of these.", nil, nil)
+	descBad     = prometheus.NewDesc("modmirror_cluster_bad_answers_total", "Answers of other nodes that were none: malformed, or about something else.", nil, nil)
 	descHeld    = prometheus.NewDesc("modmirror_blobs_held_leaves", "This node holds every blob of the changes before this one.", nil, nil)
 )
 
 func (c clusterMetrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descHeld} {
+	for _, d := range []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descHeld, descBad} {
 		to <- d
 	}
 }
@@ -59,4 +60,5 @@ func (c clusterMetrics) Collect(to chan<- prometheus.Metric) {
 	gauge(descMissing, float64(p.Missing))
 	gauge(descBytes, float64(p.Bytes))
 	gauge(descHeld, float64(p.Watermark))
+	to <- prometheus.MustNewConstMetric(descBad, prometheus.CounterValue, float64(c.n.badAnswers.Load()))
 }

@@ -48,7 +48,8 @@ func (n *node) openLink(ctx context.Context) (founding replicate.Config, err err
 	n.link, err = peer.Listen(peer.Config{
 		Listen: c.peerListen(), Advertise: addr, Credentials: cred,
 		Self: n.hello, Check: n.checkPeer, Leader: n.leader,
-		Log: n.log, Metrics: n.metrics,
+		Refused: func(r *peer.Refusal) { n.front.blame(r) },
+		Log:     n.log, Metrics: n.metrics,
 	})
 	if errors.Is(err, syscall.EADDRINUSE) && !c.clustered() {
 		n.log.Info("no other node can join this one: another process uses the internal port; see --peer-listen", "address", c.peerListen())
@@ -167,7 +168,7 @@ func ensureToken(file string) error {
 // hello is how this node introduces itself.
 func (n *node) hello() peer.Hello {
 	c, id := n.config.Cluster, n.identity.Load()
-	h := peer.Hello{Cluster: id.Cluster, Node: id.Node, Name: cmp.Or(c.NodeName, id.Node[:min(8, len(id.Node))]), Boot: n.boot,
+	h := peer.Hello{Cluster: id.Cluster, Node: id.Node, Name: cmp.Or(c.NodeName, shortID(id.Node)), Boot: n.boot,
 		Zone: c.Zone, Role: c.Role, Version: buildVersion()}
 	if r := n.opened.Load(); r != nil {
 		self := r.Self()
@@ -226,8 +227,14 @@ func (n *node) leader() (peer.Member, bool) {
 }
 
 func memberOf(p replicate.Peer) peer.Member {
-	return peer.Member{ID: p.ID, Name: p.Name, Address: p.Address, Zone: p.Zone}
+	return peer.Member{ID: p.ID, Name: nameOf(p), Address: p.Address, Zone: p.Zone}
 }
+
+// nameOf is what people call a member; one that has not registered yet has no name.
+func nameOf(p replicate.Peer) string { return cmp.Or(p.Name, shortID(p.ID)) }
+
+// shortID is the name of a node that was given none.
+func shortID(id string) string { return id[:min(8, len(id))] }
 
 // raftStream carries raft's connections over the internal port.
 type raftStream struct {

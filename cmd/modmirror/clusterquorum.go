@@ -42,6 +42,8 @@ func changeOf(v clusterView, verb string, m memberView) change {
 // refusal says why the change must not be made, or nil.
 func (c change) refusal() error {
 	switch {
+	case c.verb == "promote" && c.member.Voter:
+		return usageError("%s has a vote already", c.member.Name)
 	case c.after.voters == 0:
 		return usageError("%s is the only voter: the cluster would end. Let another node become a voter first", c.member.Name)
 	case c.before.spare() < 0:

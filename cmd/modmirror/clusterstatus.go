@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"modmirror/mirror/artifact"
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
@@ -70,7 +73,26 @@ func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
 	if !ok || json.Unmarshal(seen.Status, &s) != nil || s.ID != id {
 		return selfStatus{}, seen, false
 	}
+	for _, text := range []*string{&s.Version, &s.Ready, &s.Writes} {
+		*text = plain(*text)
+	}
+	for i := range s.Heads {
+		s.Heads[i].Database = plain(s.Heads[i].Database)
+	}
 	return s, seen, true
+}
+
+// maxPlain bounds a text of another node, in bytes.
+const maxPlain = 1 << 10
+
+// plain returns a text of another node as it may stand in a line at a terminal.
+func plain(s string) string {
+	return artifact.Truncate(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s), maxPlain)
 }
 
 // compareRoots tells the catalog what the others say that theirs holds, until ctx ends.
@@ -140,12 +162,12 @@ func (n *node) viewOf(ctx context.Context, p replicate.Peer) memberView {
 		m = s.memberView
 		m.Alive, m.Seen, m.RTT = entry.Healthy, entry.At, entry.RTT
 		if entry.Err != nil {
-			m.Error = entry.Err.Error()
+			m.Error = plain(entry.Err.Error())
 		}
 	} else if entry.Err != nil {
-		m.Error = entry.Err.Error()
+		m.Error = plain(entry.Err.Error())
 	}
-	m.ID, m.Name, m.Address, m.Zone, m.Role, m.Voter, m.Leader = p.ID, p.Name, p.Address, p.Zone, p.Role, p.Voter, p.Leader
+	m.ID, m.Name, m.Address, m.Zone, m.Role, m.Voter, m.Held, m.Leader = p.ID, nameOf(p), p.Address, p.Zone, p.Role, p.Voter, p.Held, p.Leader
 	return m
 }
 

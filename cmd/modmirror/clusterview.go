@@ -30,6 +30,7 @@ type memberView struct {
 	Zone    string `json:"zone"`
 	Role    string `json:"role"`  // what it was started for: voter or replica
 	Voter   bool   `json:"voter"` // whether it votes now
+	Held    bool   `json:"held"`  // it was demoted, and gets no vote before it is promoted
 	Leader  bool   `json:"leader"`
 
 	Alive   bool          `json:"alive"`            // it answered lately, or is the node that says this
@@ -126,6 +127,8 @@ func (m memberView) suffrage() string {
 		return "voter"
 	case m.Role == roleReplica:
 		return "replica"
+	case m.Held:
+		return "demoted"
 	}
 	return "catching up"
 }
@@ -133,8 +136,12 @@ func (m memberView) suffrage() string {
 // print writes the table that an operator looks at first.
 func (v clusterView) print(w io.Writer) error {
 	fmt.Fprintf(w, "cluster %s, term %d, as %s sees it\n", cmp.Or(v.Cluster, "(forming)"), v.Term, v.nameOf(v.From))
-	fmt.Fprintf(w, "%s\n", v.quorum())
+	q := v.quorum().String()
+	fmt.Fprintf(w, "%s\n", q)
 	for _, p := range v.Problems {
+		if p == q { // it stands there
+			continue
+		}
 		fmt.Fprintf(w, "! %s\n", p)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -17,12 +17,20 @@ const patience = 2 * time.Second
 type front struct {
 	mirror atomic.Pointer[mirror.Mirror]
 	doing  atomic.Pointer[string]
+	hurdle atomic.Pointer[string] // why it is not done yet; nil: nothing is known
 }
 
 // say tells what the node is doing.
 func (f *front) say(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	f.doing.Store(&s)
+	f.hurdle.Store(nil)
+}
+
+// blame tells why what the node is doing does not come to an end.
+func (f *front) blame(err error) {
+	s := err.Error()
+	f.hurdle.Store(&s)
 }
 
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -43,4 +51,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Retry-After", "2")
 	w.WriteHeader(http.StatusServiceUnavailable)
 	fmt.Fprintf(w, "this mirror is starting: %s\n", doing)
+	if s := f.hurdle.Load(); s != nil {
+		fmt.Fprintf(w, "last: %s\n", *s)
+	}
 }

@@ -44,14 +44,15 @@ type node struct {
 
 	front front
 
-	identity atomic.Pointer[replicate.Identity] // set before link
-	opened   atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
-	boot     string                             // random text of this run
-	link     *peer.Link                         // nil: no other node can reach this one
-	table    atomic.Pointer[peer.Table]         // what the others said last; the catalog asks while it is being opened
-	caughtUp caughtUp                           // whether it knows what was committed before it started
-	proven   proven                             // what enough voters can prove
-	ask      []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
+	identity   atomic.Pointer[replicate.Identity] // set before link
+	opened     atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
+	boot       string                             // random text of this run
+	link       *peer.Link                         // nil: no other node can reach this one
+	table      atomic.Pointer[peer.Table]         // what the others said last; the catalog asks while it is being opened
+	caughtUp   caughtUp                           // whether it knows what was committed before it started
+	proven     proven                             // what enough voters can prove
+	badAnswers atomic.Int64                       // of other nodes
+	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
 
 	mu      sync.Mutex
 	failed  error // guarded by mu; what ended writing on this node
@@ -343,6 +344,8 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return n.table.Load().Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
 		g.Go(func() error { return n.keepUp(ctx) })
+		g.Go(func() error { return n.watchShunned(ctx) })
+		g.Go(func() error { n.checkSeeds(ctx); return nil })
 		g.Go(func() error { return n.mirror.Follow(ctx) })
 		g.Go(func() error { return n.mirror.CommitPending(ctx) })
 	}
@@ -390,7 +393,10 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 	case st.Diverged != "":
 		return fmt.Errorf("this node holds something else than the majority of its cluster: %s", st.Diverged)
 	case st.Refused != "":
-		return fmt.Errorf("the cluster does not take this node: %s", st.Refused)
+		return errors.New(st.Refused)
+	}
+	if err := n.shunned(); err != nil {
+		return err
 	}
 	if err := n.caughtUp.err(); err != nil {
 		return err

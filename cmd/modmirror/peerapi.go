@@ -191,6 +191,9 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.ProtoMajor != 1 { // where a connection is one blob at a time, and connections are counted
+		return nil, fmt.Errorf("blobs are sent over HTTP/1.1 between nodes, not %s: %w", r.Proto, artifact.ErrMalformed)
+	}
 	body := bufio.NewReaderSize(r.Body, 64<<10)
 	man, k, err := readSpreadHead(body)
 	if err != nil {

@@ -84,24 +84,33 @@ func (p peers) owners(key string) []peer.Member {
 	return order
 }
 
-// ask asks the owners of key in turn. ok is false if it is this node's turn.
-func (p peers) ask(ctx context.Context, key, path string, body request) (answer []byte, ok bool, err error) {
+// ask asks the owners of key in turn, until take has no error for an answer: one that is none is as good as no answer, but
+// counted. ok is false if it is this node's turn.
+func (p peers) ask(ctx context.Context, key, path string, body request, take func(from peer.Member, answer []byte) error) (ok bool, err error) {
 	b, err := json.Marshal(body)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
 	for _, m := range p.owners(key) {
 		answer, said, err := p.askOne(ctx, m, path, b)
+		if said && err == nil {
+			if err = take(m, answer); err == nil {
+				return true, nil
+			}
+			p.n.badAnswers.Add(1)
+			p.n.log.Error("a node answers with what is no answer; the next is asked", "node", m.Name, "id", m.ID, "address", m.Address, "key", key, "err", err)
+			continue
+		}
 		if said {
-			return answer, true, err
+			return true, err
 		}
 		if ctx.Err() != nil {
-			return nil, true, context.Cause(ctx)
+			return true, context.Cause(ctx)
 		}
 		p.n.table.Load().Missed(m.ID, err)
 		p.n.log.Warn("a node whose turn it is does not answer; the next is asked", "node", m.Name, "key", key, "err", err)
 	}
-	return nil, false, nil
+	return false, nil
 }
 
 // askOne asks one node. said is false if it did not answer.
@@ -116,26 +125,33 @@ func (p peers) askOne(ctx context.Context, m peer.Member, path string, body []by
 }
 
 func (p peers) Resolve(ctx context.Context, mv module.Version, k artifact.Kind) (man artifact.Manifest, ok bool, err error) {
-	b, ok, err := p.ask(ctx, mv.String(), "/v1/resolve", request{Module: mv.Path, Version: mv.Version, Kind: uint8(k)})
-	if !ok || err != nil {
-		return man, ok, err
-	}
-	if err := man.UnmarshalBinary(b); err != nil {
-		return man, true, fmt.Errorf("a node answers with a malformed manifest: %v: %w", err, artifact.ErrUnavailable)
-	}
-	return man, true, nil
+	ok, err = p.ask(ctx, mv.String(), "/v1/resolve", request{Module: mv.Path, Version: mv.Version, Kind: uint8(k)}, func(_ peer.Member, b []byte) error {
+		var m artifact.Manifest
+		if err := m.UnmarshalBinary(b); err != nil {
+			return fmt.Errorf("malformed manifest: %w", err)
+		}
+		if m.Module != mv || m.Ref(k).IsZero() {
+			return fmt.Errorf("a manifest of %.200q without the %v of %v", m.Module.String(), k, mv)
+		}
+		man = m
+		return nil
+	})
+	return man, ok, err
 }
 
-func (p peers) Ask(ctx context.Context, op mirror.Op, path, query string) (mirror.Told, bool, error) {
-	b, ok, err := p.ask(ctx, path, "/v1/ask", request{Module: path, Op: uint8(op), Query: query})
-	if !ok || err != nil {
-		return mirror.Told{}, ok, err
-	}
-	var t told
-	if err := json.Unmarshal(b, &t); err != nil || t.Age < 0 {
-		return mirror.Told{}, true, fmt.Errorf("a node answers with what is no answer: %v: %w", err, artifact.ErrUnavailable)
-	}
-	return mirror.Told{Body: t.Body, Age: t.Age}, true, nil
+func (p peers) Ask(ctx context.Context, op mirror.Op, path, query string) (t mirror.Told, ok bool, err error) {
+	ok, err = p.ask(ctx, path, "/v1/ask", request{Module: path, Op: uint8(op), Query: query}, func(from peer.Member, b []byte) error {
+		var said told
+		if err := json.Unmarshal(b, &said); err != nil {
+			return err
+		}
+		if said.Age < 0 {
+			return fmt.Errorf("it heard it in %v", -said.Age)
+		}
+		t = mirror.Told{Body: said.Body, Age: said.Age, From: "node " + from.Name}
+		return nil
+	})
+	return t, ok, err
 }
 
 // Fetch asks the nearest first. That a node lacks the bytes, or cannot be asked, is a reason to ask the next.
