@@ -25,8 +25,8 @@ heard. Any member will do: what must be done by the leader is passed on to it.`,
 	cmd.AddCommand(clusterStatusCommand(), clusterMembersCommand(), clusterTokenCommand(), clusterTransferCommand(), clusterLocalCommand(),
 		clusterChangeCommand("promote", "Give a member a vote", `Promote gives a vote to a member that holds everything which is committed. The leader does the same by itself until the
 cluster has as many voters as --voters says; promote is for going beyond that, or for choosing.`),
-		clusterChangeCommand("demote", "Take a member's vote away", `Demote takes a member's vote away; it goes on to receive everything. The leader gives it back unless there are enough voters
-without it (--voters), or the member was started with --role replica.`),
+		clusterChangeCommand("demote", "Take a member's vote away", `Demote takes a member's vote away; it goes on to receive everything. It does not get the vote back before somebody promotes
+it. If fewer voters are left than --voters says, the leader gives a vote to another member that holds everything.`),
 		clusterChangeCommand("remove", "Remove a member for good", `Remove takes a member out of the cluster for good: its data directory can never come back, because what it voted for and
 promised is forgotten. Use it for a node whose disk is lost, or that is not needed any more. It is refused while a voter
 that would remain lacks something which is committed: the removed node might hold the only copy.`))

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"modmirror/replicate/peer"
 )
 
 // What a node is started for.
@@ -106,13 +108,16 @@ func (c *clusterConfig) validate() error {
 	case c.OnLoss != lossPassThrough && c.OnLoss != lossFail:
 		return usageError("--on-quorum-loss %q: want %s or %s", c.OnLoss, lossPassThrough, lossFail)
 	}
-	if err := c.validateTrust(); err != nil {
-		return err
+	if _, err := peer.ParseSeeds(c.Join); err != nil {
+		return usageError("%v", err)
 	}
 	if _, port, err := net.SplitHostPort(c.peerListen()); err != nil {
 		return usageError("--peer-listen: %v; want host:port", err)
 	} else if _, err := net.LookupPort("tcp", port); err != nil {
 		return usageError("--peer-listen %s: %q is not a port", c.peerListen(), port)
+	}
+	if err := c.validateTrust(); err != nil {
+		return err
 	}
 	if c.Advertise == "" {
 		return nil

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +61,9 @@ func (c *control) credentials(id string) (peer.Credentials, error) {
 
 // call asks the node.
 func (c *control) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	if _, _, err := net.SplitHostPort(c.peer); err != nil {
+		c.peer = net.JoinHostPort(strings.Trim(c.peer, "[]"), peer.DefaultPort)
+	}
 	id := "cli-" + rand.Text()
 	cred, err := c.credentials(id)
 	if err != nil {

@@ -45,8 +45,11 @@ environment over the file.`,
 	return root
 }
 
-// wrapArgs marks a wrong number of arguments as a wrong call.
+// wrapArgs marks a wrong number of arguments as a wrong call, of c and of the commands below it.
 func wrapArgs(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		wrapArgs(sub)
+	}
 	check := c.Args
 	if check == nil {
 		check = cobra.NoArgs
