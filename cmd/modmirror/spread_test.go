@@ -3,15 +3,21 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
+	"net/http"
+	"strings"
 	"testing"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate"
+	"modmirror/replicate/peer"
 )
 
 func someManifest(t testing.TB) artifact.Manifest {
@@ -74,4 +80,102 @@ func FuzzReadSpreadHead(f *testing.F) {
 			t.Fatalf("%+v becomes %+v, %v", man, m2, err)
 		}
 	})
+}
+
+// spreadRig is a node that can spread, and the voters that it spreads to.
+type spreadRig struct {
+	t     *testing.T
+	token peer.Token
+	n     *node
+}
+
+func newSpreadRig(t *testing.T) *spreadRig {
+	t.Helper()
+	g := &spreadRig{t: t, token: peer.NewToken(), n: newNode(config{}, slog.New(slog.DiscardHandler))}
+	replica, err := replicate.Open(t.Context(), replicate.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { replica.Close() })
+	g.n.replica = replica
+	g.n.link = g.open("SELF")
+	return g
+}
+
+func (g *spreadRig) open(id string) *peer.Link {
+	g.t.Helper()
+	l, err := peer.Listen(peer.Config{Listen: "localhost:0", Credentials: peer.FromToken(g.token, id), Self: func() peer.Hello { return peer.Hello{Cluster: "C", Node: id, Boot: "B"} }})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// voter is a node that answers what is spread to it with what f returns.
+func (g *spreadRig) voter(id string, f func(r *http.Request) (any, error)) peer.Member {
+	g.t.Helper()
+	l := g.open(id)
+	l.Handle("PUT /v1/blob/{digest}", answering(f))
+	return peer.Member{ID: id, Name: id, Address: l.Self().Address}
+}
+
+// An ack is taken from the node that was asked, for what was sent to it, and from nobody else.
+func TestSendTakesOnlyTheOwnAck(t *testing.T) {
+	g := newSpreadRig(t)
+	man, ref := someManifest(t), artifact.Ref{Size: 8}
+	head, err := spreadHead(man, artifact.Zip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := g.voter("GOOD", func(r *http.Request) (any, error) {
+		got, err := blobRef(r)
+		body := bufio.NewReader(r.Body)
+		m, k, err2 := readSpreadHead(body)
+		rest, err3 := io.ReadAll(body)
+		if err := errors.Join(err, err2, err3); err != nil || got != ref || m.Module != man.Module || k != artifact.Zip || string(rest) != "the blob" || r.Header.Get(appliedHeader) == "" || r.ProtoMajor != 1 {
+			t.Errorf("it gets %v, %v, %v, %q, %v, %v", got, m.Module, k, rest, r.Header, err)
+		}
+		return ack{"GOOD", 7}, nil
+	})
+	a, err := peers{g.n}.send(t.Context(), good, head, ref, strings.NewReader("the blob"))
+	if err != nil || a.Node != "GOOD" || a.Starts != 7 || a.Ref != ref || a.At.IsZero() {
+		t.Errorf("%+v, %v", a, err)
+	}
+	for what, answer := range map[string]any{"another's": ack{"GOOD", 7}, "nobody's": ack{}, "none": []byte("yes")} {
+		bad := g.voter("BAD"+what[:1], func(*http.Request) (any, error) { return answer, nil })
+		if a, err := (peers{g.n}).send(t.Context(), bad, head, ref, strings.NewReader("the blob")); err == nil {
+			t.Errorf("%s ack is taken: %+v", what, a)
+		}
+	}
+}
+
+// In the place of a voter that does not take the bytes the next is asked; too few in the end is an error that lets the
+// request be tried again.
+func TestSpreadGoesOn(t *testing.T) {
+	g := newSpreadRig(t)
+	head, err := spreadHead(someManifest(t), artifact.Zip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	no := g.voter("NO", func(*http.Request) (any, error) { return nil, artifact.ErrRefused })
+	yes := g.voter("YES", func(*http.Request) (any, error) { return ack{"YES", 1}, nil })
+	run := func(need int, targets ...peer.Member) ([]artifact.Ack, error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &spreading{p: peers{g.n}, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need}
+		go s.run(ctx, targets, head, artifact.Ref{Size: 8}, strings.NewReader("the blob"))
+		return s.Wait(t.Context())
+	}
+	if acks, err := run(1, no, yes); err != nil || len(acks) != 1 || acks[0].Node != "YES" {
+		t.Errorf("one of two: %v, %v", acks, err)
+	}
+	if acks, err := run(2, no, yes); !errors.Is(err, artifact.ErrUnavailable) || len(acks) != 1 {
+		t.Errorf("two of two: %v, %v", acks, err)
+	}
+	if acks, err := run(1); !errors.Is(err, artifact.ErrUnavailable) || len(acks) != 0 {
+		t.Errorf("one of none: %v, %v", acks, err)
+	}
+	if acks, err := run(0, no, yes); err != nil || len(acks) != 0 {
+		t.Errorf("none needed: %v, %v", acks, err)
+	}
 }

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"modmirror/mirror/artifact"
+)
+
+// What a node did not do, it says with a class, and that is the answer; anything else that is no success is none, so another
+// node is asked.
+func TestAnswerOf(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		write func(w http.ResponseWriter)
+		body  string
+		said  bool
+		err   error // nil: none
+	}{
+		{"success", func(w http.ResponseWriter) { io.WriteString(w, "it") }, "it", true, nil},
+		{"absent", func(w http.ResponseWriter) { sendError(w, fs.ErrNotExist) }, "", true, fs.ErrNotExist},
+		{"conflict", func(w http.ResponseWriter) { sendError(w, artifact.ErrConflict) }, "", true, artifact.ErrConflict},
+		{"no quorum", func(w http.ResponseWriter) { sendError(w, artifact.ErrNoQuorum) }, "", true, artifact.ErrNoQuorum},
+		{"a class of later", func(w http.ResponseWriter) { w.Header().Set(classHeader, "lunch") }, "", true, artifact.ErrUnavailable},
+		{"404 without a class", func(w http.ResponseWriter) { http.NotFound(w, nil) }, "", false, artifact.ErrUnavailable},
+		{"about to stop", func(w http.ResponseWriter) { w.WriteHeader(503) }, "", false, artifact.ErrUnavailable},
+		{"endless", func(w http.ResponseWriter) { w.Write(make([]byte, maxAnswer+1)) }, "", false, artifact.ErrUnavailable},
+	} {
+		w := httptest.NewRecorder()
+		test.write(w)
+		body, said, err := answerOf(w.Result())
+		if string(body) != test.body || said != test.said || (err == nil) != (test.err == nil) || !errors.Is(err, test.err) {
+			t.Errorf("%s: %.20q, %v, %v", test.name, body, said, err)
+		}
+		if errors.Is(err, fs.ErrNotExist) && test.err != fs.ErrNotExist {
+			t.Errorf("%s: it says that something does not exist", test.name)
+		}
+	}
+	for err, want := range map[error]bool{errDraining: false, artifact.ErrMalformed: true, nil: true} {
+		w := httptest.NewRecorder()
+		answering(func(*http.Request) (any, error) { return []byte("x"), err }).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		if _, said, got := answerOf(w.Result()); said != want || (got == nil) != (err == nil) {
+			t.Errorf("%v arrives as %v, %v", err, said, got)
+		}
+	}
+}
+
+// Waiting for another node ends when there is a reason, which is the cause.
+func TestWhile(t *testing.T) {
+	reasons := make(chan error, 2)
+	why := errors.New("it hangs")
+	reasons <- nil
+	reasons <- why
+	ctx, cancel := while(t.Context(), func() error { return <-reasons })
+	defer cancel()
+	<-ctx.Done()
+	if err := context.Cause(ctx); err != why {
+		t.Errorf("the cause is %v", err)
+	}
+	ctx, cancel = while(t.Context(), func() error { return nil })
+	cancel()
+	<-ctx.Done()
+	if err := context.Cause(ctx); !strings.Contains(err.Error(), "canceled") {
+		t.Errorf("after the end: %v", err)
+	}
+}
