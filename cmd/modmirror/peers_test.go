@@ -9,8 +9,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate/peer"
 )
 
 // What a node did not do, it says with a class, and that is the answer; anything else that is no success is none, so another
@@ -68,5 +70,33 @@ func TestWhile(t *testing.T) {
 	<-ctx.Done()
 	if err := context.Cause(ctx); !strings.Contains(err.Error(), "canceled") {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// Nobody waits for a node that does not answer the questions how it is any more.
+func TestWhileAlive(t *testing.T) {
+	g := newSpreadRig(t)
+	other := g.open("OTHER")
+	other.Handle("GET /v1/status", answering(func(*http.Request) (any, error) { return selfStatus{memberView: memberView{ID: "OTHER"}}, nil }))
+	m := peer.Member{ID: "OTHER", Name: "other", Address: other.Self().Address}
+	g.n.table = peer.NewTable(peer.TableConfig{Link: g.n.link, Interval: 10 * time.Millisecond, Members: func() []peer.Member { return []peer.Member{m} }})
+	running, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); g.n.table.Run(running) }()
+	defer func() { stop(); <-done }()
+	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
+		if s, _, ok := g.n.heard("OTHER"); ok && s.ID == "OTHER" {
+			break
+		}
+	}
+	if err := g.n.shunned(); err != nil {
+		t.Errorf("a node that is well is shunned: %v", err)
+	}
+	ctx, cancel := g.n.whileAlive(t.Context(), m)
+	defer cancel()
+	other.Close()
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "other") {
+		t.Errorf("the cause is %v", err)
 	}
 }

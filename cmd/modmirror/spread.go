@@ -25,6 +25,7 @@ type spreading struct {
 	acks   chan artifact.Ack
 	done   chan struct{} // closed when nothing is under way any more, and err is final
 	need   int
+	slow   time.Duration // after this long another voter is tried as well
 	err    error
 }
 
@@ -37,7 +38,8 @@ const (
 func (p peers) Spread(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.ReaderAt) mirror.Spreading {
 	ctx, cancel := context.WithCancel(ctx)
 	targets, need := p.n.spreadTo()
-	s := &spreading{p: p, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need}
+	s := &spreading{p: p, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need,
+		slow: slowSpread + time.Duration(ref.Size/slowRate)*time.Second}
 	head, err := spreadHead(man, k)
 	if err != nil {
 		s.err = err
@@ -118,7 +120,7 @@ func (s *spreading) run(ctx context.Context, targets []peer.Member, head []byte,
 	for range s.need {
 		next()
 	}
-	patience := time.NewTicker(slowSpread + time.Duration(ref.Size/slowRate)*time.Second)
+	patience := time.NewTicker(s.slow)
 	defer patience.Stop()
 	var errs []error
 	for acked < s.need {

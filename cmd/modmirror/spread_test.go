@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
@@ -162,7 +163,7 @@ func TestSpreadGoesOn(t *testing.T) {
 	yes := g.voter("YES", func(*http.Request) (any, error) { return ack{"YES", 1}, nil })
 	run := func(need int, targets ...peer.Member) ([]artifact.Ack, error) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &spreading{p: peers{g.n}, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need}
+		s := &spreading{p: peers{g.n}, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need, slow: 10 * time.Millisecond}
 		go s.run(ctx, targets, head, artifact.Ref{Size: 8}, strings.NewReader("the blob"))
 		return s.Wait(t.Context())
 	}
@@ -174,6 +175,10 @@ func TestSpreadGoesOn(t *testing.T) {
 	}
 	if acks, err := run(1); !errors.Is(err, artifact.ErrUnavailable) || len(acks) != 0 {
 		t.Errorf("one of none: %v, %v", acks, err)
+	}
+	hanging := g.voter("HANGS", func(r *http.Request) (any, error) { <-r.Context().Done(); return nil, r.Context().Err() })
+	if acks, err := run(1, hanging, yes); err != nil || len(acks) != 1 || acks[0].Node != "YES" {
+		t.Errorf("one hangs: %v, %v", acks, err)
 	}
 	if acks, err := run(0, no, yes); err != nil || len(acks) != 0 {
 		t.Errorf("none needed: %v, %v", acks, err)
