@@ -100,3 +100,24 @@ func TestWhileAlive(t *testing.T) {
 		t.Errorf("the cause is %v", err)
 	}
 }
+
+// Nobody waits for a leader of before.
+func TestWhileLeader(t *testing.T) {
+	g := newSpreadRig(t)
+	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C { // until it has registered its address
+		if _, ok := g.n.leader(); ok {
+			break
+		}
+	}
+	same, cancelSame := g.n.whileLeader(t.Context(), g.n.replica.ID())
+	defer cancelSame()
+	ctx, cancel := g.n.whileLeader(t.Context(), "ANOTHER")
+	defer cancel()
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "another node leads") {
+		t.Errorf("the cause is %v", err)
+	}
+	if err := same.Err(); err != nil {
+		t.Errorf("the leader itself is not waited for: %v", err)
+	}
+}

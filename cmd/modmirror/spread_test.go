@@ -93,12 +93,13 @@ type spreadRig struct {
 func newSpreadRig(t *testing.T) *spreadRig {
 	t.Helper()
 	g := &spreadRig{t: t, token: peer.NewToken(), n: newNode(config{}, slog.New(slog.DiscardHandler))}
-	replica, err := replicate.Open(t.Context(), replicate.Config{Dir: t.TempDir()})
+	replica, err := replicate.Open(t.Context(), replicate.Config{Dir: t.TempDir(), Self: replicate.Peer{Address: "localhost:1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { replica.Close() })
 	g.n.replica = replica
+	g.n.opened.Store(replica)
 	g.n.link = g.open("SELF")
 	return g
 }
