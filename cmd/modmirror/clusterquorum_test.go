@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-// someMembers makes a view: V is a voter that answers, v one that does not, n a member without a vote.
+// someMembers makes a view: V is a voter that answers, L one that leads, v one that does not, n a member without a vote.
 func someMembers(what string) (v clusterView) {
 	for i, c := range what {
-		v.Nodes = append(v.Nodes, memberView{ID: string(rune('A'+i)) + "AAAAAAA", Name: "n" + string(rune('1'+i)), Voter: c != 'n', Alive: c != 'v', Role: roleVoter})
+		v.Nodes = append(v.Nodes, memberView{ID: string(rune('A'+i)) + "AAAAAAA", Name: "n" + string(rune('1'+i)), Voter: c != 'n', Leader: c == 'L', Alive: c != 'v', Role: roleVoter})
 	}
 	return v
 }
@@ -52,6 +52,10 @@ func TestChangesOfMembers(t *testing.T) {
 		{"VVVn", "remove", 3, quorum{3, 3}, "", false},
 		{"VVVn", "promote", 3, quorum{4, 4}, "", false},
 		{"VVVn", "demote", 3, quorum{3, 3}, "", false}, // so that it gets no vote
+		{"LVV", "remove", 0, quorum{2, 2}, "hand the leadership over first", true},
+		{"LVV", "demote", 0, quorum{2, 2}, "hand the leadership over first", true},
+		{"LVV", "remove", 1, quorum{2, 2}, "", false},
+		{"L", "remove", 0, quorum{0, 0}, "the only voter", true},
 		{"VVV", "promote", 1, quorum{3, 3}, "has a vote already", true},
 	} {
 		v := someMembers(test.members)
