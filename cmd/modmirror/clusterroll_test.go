@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -129,4 +130,27 @@ func TestRollingRestart(t *testing.T) {
 	}
 	t.Logf("%d requests", asked.Load())
 	s.allSame()
+}
+
+// A leader that is told to stop hands the leadership over, so that nobody waits for an election.
+func TestLeaderHandsOver(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	for _, n := range s.nodes {
+		n.extra = []string{"--log-level", "debug"}
+	}
+	s.run()
+	s.voters(3)
+	lead := s.leader()
+	if err := lead.stop(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := strings.Cut(lead.output(), "msg=draining")
+	if !hasLine(out, "raft: entering follower state") || hasLine(out, "the leadership is not handed over") {
+		t.Errorf("the leadership was not handed over:\n%s", tail(out, 3000))
+	}
+	if next := s.leader(); next == lead {
+		t.Errorf("%s still leads", lead.name)
+	}
 }
