@@ -14,10 +14,11 @@ import (
 // take part: it is a copy of one that runs, say. What it holds may have been left behind, so it should get no requests.
 // Trouble with certificates is none of this: it may concern all nodes at once, and what is stored must be served then.
 func (n *node) shunned() error {
-	if n.table == nil {
+	t := n.table.Load()
+	if t == nil {
 		return nil
 	}
-	all := n.table.All()
+	all := t.All()
 	count, why := 0, error(nil)
 	for _, s := range all {
 		var r *peer.Refusal

@@ -79,10 +79,11 @@ func TestWhileAlive(t *testing.T) {
 	other := g.open("OTHER")
 	other.Handle("GET /v1/status", answering(func(*http.Request) (any, error) { return selfStatus{memberView: memberView{ID: "OTHER"}}, nil }))
 	m := peer.Member{ID: "OTHER", Name: "other", Address: other.Self().Address}
-	g.n.table = peer.NewTable(peer.TableConfig{Link: g.n.link, Interval: 10 * time.Millisecond, Members: func() []peer.Member { return []peer.Member{m} }})
+	table := peer.NewTable(peer.TableConfig{Link: g.n.link, Interval: 10 * time.Millisecond, Members: func() []peer.Member { return []peer.Member{m} }})
+	g.n.table.Store(table)
 	running, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); g.n.table.Run(running) }()
+	go func() { defer close(done); table.Run(running) }()
 	defer func() { stop(); <-done }()
 	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
 		if s, _, ok := g.n.heard("OTHER"); ok && s.ID == "OTHER" {
