@@ -166,7 +166,9 @@ func TestSpreadGoesOn(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &spreading{p: peers{g.n}, cancel: cancel, acks: make(chan artifact.Ack, len(targets)), done: make(chan struct{}), need: need, slow: 10 * time.Millisecond}
 		go s.run(ctx, targets, head, artifact.Ref{Size: 8}, strings.NewReader("the blob"))
-		return s.Wait(t.Context())
+		waiting, stop := context.WithTimeout(t.Context(), 20*time.Second) // less than after what a connection counts as dead
+		defer stop()
+		return s.Wait(waiting)
 	}
 	if acks, err := run(1, no, yes); err != nil || len(acks) != 1 || acks[0].Node != "YES" {
 		t.Errorf("one of two: %v, %v", acks, err)
