@@ -32,7 +32,7 @@ func (n *Node) announce(index uint64) {
 	addr := n.config.transport.EncodePeer(self, n.config.transport.LocalAddr())
 	req := &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: addr},
-		Term:      entry.Term, Leader: addr, PrevLogEntry: index, PrevLogTerm: entry.Term, LeaderCommitIndex: index,
+		Term:      entry.Term, PrevLogEntry: index, PrevLogTerm: entry.Term, LeaderCommitIndex: index,
 	}
 	a := &n.announcer
 	a.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"modmirror/mirror/artifact"
 )
 
@@ -39,17 +41,36 @@ func (n *Node) AwaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// CommittedIndex returns the index up to which entries are committed, asked of a majority of the members. Only the leader can
-// say. The error matches [artifact.ErrUnavailable] elsewhere.
+// CommittedIndex returns the index of the last committed entry that changes catalogs, after a majority of the members has
+// confirmed that this node leads. Only the leader can say. The error matches [artifact.ErrUnavailable] elsewhere.
 func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
 	if err := n.writable(); err != nil {
 		return 0, err
 	}
-	index := n.raft.CommitIndex()
+	commit := n.raft.CommitIndex()
 	if err := n.wait(ctx, n.raft.VerifyLeader()); err != nil {
 		return 0, fmt.Errorf("verify the leadership: %w: %w", err, artifact.ErrUnavailable)
 	}
-	return index, nil
+	return n.lastForCatalog(ctx, commit)
+}
+
+// lastForCatalog returns the index of the last entry up to commit that changes catalogs: raft's own, barriers and the like, are
+// applied to none, and whoever waited for one to be applied would wait for ever.
+func (n *Node) lastForCatalog(ctx context.Context, commit uint64) (uint64, error) {
+	applied, err := n.Applied(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for i := commit; i > applied; i-- {
+		var entry raft.Log
+		if err := n.store.GetLog(i, &entry); err != nil {
+			return 0, fmt.Errorf("read entry %d of the log: %v: %w", i, err, artifact.ErrUnavailable)
+		}
+		if entry.Type == raft.LogCommand || entry.Type == raft.LogConfiguration {
+			return i, nil
+		}
+	}
+	return applied, nil
 }
 
 // AwaitRegistered waits until the node table knows this life of the node: until then its acks do not count.

@@ -46,7 +46,7 @@ func (c change) refusal() error {
 		return usageError("%s has a vote already", c.member.Name)
 	case c.after.voters == 0:
 		return usageError("%s is the only voter: the cluster would end. Let another node become a voter first", c.member.Name)
-	case c.verb != "promote" && c.member.Leader:
+	case c.verb != "promote" && c.member.Leader && c.member.Alive:
 		return usageError("%s leads: hand the leadership over first, with modmirror cluster transfer", c.member.Name)
 	case c.before.spare() < 0:
 		return fmt.Errorf("there is no quorum (%s): nothing can be changed until enough voters are back", c.before)
