@@ -307,7 +307,9 @@ func (n *node) joinCluster(ctx context.Context) error {
 func (n *node) catchUp(ctx context.Context) error {
 	n.front.say("it has joined the cluster and is receiving the catalog")
 	for try := 0; ; try++ {
-		err := n.sync(ctx)
+		asking, cancel := context.WithTimeout(ctx, 10*time.Second) // a leader that does not answer may not lead any more
+		err := n.sync(asking)
+		cancel()
 		if err == nil {
 			return nil
 		}
