@@ -95,7 +95,7 @@ func (g *grower) settle(ctx context.Context, n *Node) error {
 	if !g.settling {
 		return nil
 	}
-	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+	if err := n.settled(ctx); err != nil {
 		return err
 	}
 	g.changed, _ = n.Root()

@@ -26,6 +26,13 @@ func (n *Node) Members() []Member {
 	return out
 }
 
+// settled returns when everything is in the catalog that was in the log before. It is a command that changes nothing, and no
+// barrier of raft's, which no catalog sees: whoever waits for the last committed index would wait for the next command.
+func (n *Node) settled(ctx context.Context) error {
+	_, err := n.propose(ctx, holdCommand{ID: "nobody"})
+	return err
+}
+
 // The methods that change the members return when the change is committed. Only the leader can make one; the error matches
 // [artifact.ErrUnavailable] elsewhere, and while another change is under way.
 
@@ -49,8 +56,8 @@ func (n *Node) configured(ctx context.Context) (index uint64, err error) {
 	if err := n.writable(); err != nil {
 		return 0, err
 	}
-	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
-		return 0, n.unavailable(err)
+	if err := n.settled(ctx); err != nil {
+		return 0, err
 	}
 	err = n.view(func(s state) error { _, index = s.members(); return nil })
 	return index, err
