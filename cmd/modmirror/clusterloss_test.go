@@ -148,3 +148,32 @@ func TestRestartedNodeIsReadyWhenItHasCaughtUp(t *testing.T) {
 		}
 	}
 }
+
+// A node that lives and has lost its own way to the upstream fails no request of the others, although it is its turn for a third
+// of what is new.
+func TestOneNodeLosesItsUpstream(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	r := rand.New(rand.NewPCG(17, 18))
+	gone := s.nodes[1]
+	gone.extra = []string{"--upstream", "http://127.0.0.1:1"}
+	s.run()
+	s.voters(3)
+	for i := range 12 {
+		m := s.addRandom(r, fmt.Sprintf("example.com/egress%d", i))
+		for _, n := range s.nodes {
+			if n == gone {
+				continue
+			}
+			for _, path := range []string{artifactPath(m, artifact.Mod), artifactPath(m, artifact.Zip), "/" + m.Path + "/@v/list"} {
+				if _, err := bodyOf(http.DefaultClient, n.url+path); err != nil {
+					t.Errorf("through %s: %v", n.name, err)
+				}
+			}
+		}
+		if _, err := bodyOf(http.DefaultClient, gone.url+artifactPath(m, artifact.Zip)); err != nil {
+			t.Errorf("what the others brought in, through %s: %v", gone.name, err)
+		}
+	}
+}

@@ -101,6 +101,10 @@ func (p peers) ask(ctx context.Context, key, path string, body request, take fun
 			p.n.log.Error("a node answers with what is no answer; the next is asked", "node", m.Name, "id", m.ID, "address", m.Address, "key", key, "err", err)
 			continue
 		}
+		if said && mayDiffer(err) {
+			p.n.log.Info("a node whose turn it is cannot say now; the next is asked", "node", m.Name, "key", key, "err", err)
+			continue
+		}
 		if said {
 			return true, err
 		}
@@ -111,6 +115,12 @@ func (p peers) ask(ctx context.Context, key, path string, body request, take fun
 		p.n.log.Warn("a node whose turn it is does not answer; the next is asked", "node", m.Name, "key", key, "err", err)
 	}
 	return false, nil
+}
+
+// mayDiffer reports whether another node may have more luck: the way to the upstream may be closed to one of them alone. What
+// is for want of a quorum is the same for all.
+func mayDiffer(err error) bool {
+	return errors.Is(err, artifact.ErrUnavailable) && !errors.Is(err, artifact.ErrNoQuorum)
 }
 
 // askOne asks one node. said is false if it did not answer.
