@@ -294,6 +294,7 @@ func (f *follower) save(now bool) {
 
 // FollowStatus says how far the tiles of what is committed are held.
 type FollowStatus struct {
+	Next   int64 // the tiles of every change before this one are held, but for gaps
 	Behind int64 // changes whose tiles this node does not hold yet, as far as it knows
 	Gaps   int   // records and heads among what was passed over because their tiles could not be had
 	Size   int64 // records of the head that this is about
@@ -312,6 +313,7 @@ func (p *followed) status() FollowStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.last
+	s.Next = p.next
 	s.Behind = max(p.end-p.next, 0) + int64(s.Gaps)
 	return s
 }

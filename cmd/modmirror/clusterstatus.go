@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ func bytesReader(b []byte) io.Reader { return bytes.NewReader(b) }
 type selfStatus struct {
 	memberView
 	Root     string `json:"root"`     // of the catalog's Merkle tree at Seq
+	Proves   int64  `json:"proves"`   // it holds the tiles that prove the records of the leaves below
 	Starts   uint64 `json:"starts"`   // how often its data directory was opened
 	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
 	Draining bool   `json:"draining"` // it is about to stop
@@ -49,6 +51,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 	s.Term, s.Applied, s.Seq, s.Root = st.Term, st.Applied, st.Seq, st.Root.String()
 	p := n.mirror.Progress()
 	s.Blobs, s.Missing = p.Watermark, p.Missing
+	s.Proves = n.proves(ctx)
 	s.Free, _ = freeBytes(n.config.DataDir)
 	for _, db := range n.databases {
 		if st, err := db.Status(ctx); err == nil {
@@ -114,18 +117,35 @@ func (n *node) compareRoots(ctx context.Context) error {
 	}
 }
 
-// complete says up to which leaf a node holds every blob, for the leader that wants to promote or remove. A node that is just
-// pulling one says so by that, and is no less alive.
+// complete says up to which leaf a node holds every blob, and what proves every record, for the leader that wants to promote or
+// remove. A node that is just pulling one says so by that, and is no less alive. Tiles that nobody could give it are passed over:
+// they must not keep the cluster from ever changing again.
 func (n *node) complete(id string) (int64, bool) {
 	if id == n.identity.Load().Node {
 		m := n.front.mirror.Load()
 		if m == nil {
 			return 0, false
 		}
-		return m.Progress().Watermark, true
+		return min(m.Progress().Watermark, n.proves(context.Background())), true
 	}
 	s, entry, ok := n.heard(id)
-	return s.Blobs, ok && entry.Healthy
+	return s.holds(), ok && entry.Healthy
+}
+
+// holds returns up to which leaf a node holds all that it needs to serve and to prove what is committed.
+func (s selfStatus) holds() int64 { return min(s.Blobs, s.Proves) }
+
+// proves returns up to which leaf this node holds the tiles that prove the records.
+func (n *node) proves(ctx context.Context) int64 {
+	least := int64(math.MaxInt64)
+	for _, db := range n.databases {
+		st, err := db.Status(ctx)
+		if err != nil {
+			return 0
+		}
+		least = min(least, st.Follow.Next)
+	}
+	return least
 }
 
 // view is the cluster as this node sees it.
