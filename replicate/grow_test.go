@@ -491,3 +491,18 @@ func TestRemovalsInTurn(t *testing.T) {
 		}
 	}
 }
+
+// Whoever did not hear what became of a removal may ask for it again.
+func TestRemoveTwice(t *testing.T) {
+	c := newCluster(t, 3)
+	lead := c.leader()
+	for _, n := range c.nodes {
+		if n == lead {
+			continue
+		}
+		for range 2 {
+			c.lead("remove", func(lead *Node) error { return lead.Remove(t.Context(), n.ID()) })
+		}
+		return
+	}
+}

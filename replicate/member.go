@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -110,7 +111,8 @@ func (n *Node) Demote(ctx context.Context, id string) error {
 }
 
 // Remove removes a node for good: its name is free, its id never comes back. An error may be an [IncompleteError] about a
-// voter that remains, or a [QuorumError]; it matches [fs.ErrNotExist] if there is no such node.
+// voter that remains, or a [QuorumError]; it matches [fs.ErrNotExist] if there never was such a node. One that was removed
+// before is removed: whoever did not hear what became of a removal may repeat it.
 //
 // The removal is noted in the catalog first. If this node dies then, the next leader goes on with it.
 func (n *Node) Remove(ctx context.Context, id string) error {
@@ -120,6 +122,11 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 	}
 	defer func() { <-n.turn }()
 	at, p, all, err := n.member(ctx, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		if gone, gerr := n.isGone(id); gerr != nil || gone {
+			return wrap(what, gerr)
+		}
+	}
 	if err != nil {
 		return wrap(what, err)
 	}
