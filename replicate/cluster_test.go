@@ -389,9 +389,7 @@ func TestGrow(t *testing.T) {
 	c.join(c.add(), false)
 	c.publish("example.com/b", "v1.0.0")
 	c.same()
-	if err := c.leader().Remove(t.Context(), c.nodes[2].ID()); err != nil {
-		t.Error(err)
-	}
+	c.lead("remove", func(lead *Node) error { return lead.Remove(t.Context(), c.nodes[2].ID()) })
 	if ms := c.leader().Members(); len(ms) != 2 {
 		t.Errorf("Members() = %+v after a removal", ms)
 	}
