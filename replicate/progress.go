@@ -18,14 +18,19 @@ func (n *Node) Applied(ctx context.Context) (index uint64, err error) {
 
 // AwaitApplied waits until entry index is in this node's catalog.
 func (n *Node) AwaitApplied(ctx context.Context, index uint64) error {
+	return n.awaitCatalog(ctx, fmt.Sprintf("entry %d is committed, and not here yet", index), func(s state) (bool, error) {
+		have, _ := s.applied()
+		return have >= index, nil
+	})
+}
+
+// awaitCatalog waits until this node's catalog is as ok wants it. waiting is what to say if ctx ends before.
+func (n *Node) awaitCatalog(ctx context.Context, waiting string, ok func(s state) (bool, error)) error {
 	for {
 		next := n.applied.wait()
-		var have uint64
-		if err := n.view(func(s state) error { have, _ = s.applied(); return nil }); err != nil {
+		done := false
+		if err := n.view(func(s state) (err error) { done, err = ok(s); return err }); err != nil || done {
 			return err
-		}
-		if have >= index {
-			return nil
 		}
 		select {
 		case <-next:
@@ -36,7 +41,7 @@ func (n *Node) AwaitApplied(ctx context.Context, index uint64) error {
 		case <-n.refused:
 			return n.whyRefused()
 		case <-ctx.Done():
-			return fmt.Errorf("entry %d is committed, and not here yet: %w: %w", index, ctx.Err(), artifact.ErrUnavailable)
+			return fmt.Errorf("%s: %w: %w", waiting, ctx.Err(), artifact.ErrUnavailable)
 		}
 	}
 }
@@ -81,27 +86,10 @@ func (n *Node) AwaitRegistered(ctx context.Context) error {
 	if n.config.Stream == nil {
 		return nil
 	}
-	for {
-		next := n.applied.wait()
-		var p Peer
-		if err := n.view(func(s state) (err error) { p, _, err = s.peer(n.id.Node); return err }); err != nil {
-			return err
-		}
-		if p.Starts == n.starts.Load() { // of a start that is not counted: the one before, as its acks are
-			return nil
-		}
-		select {
-		case <-next:
-		case <-n.stopping:
-			return errClosed
-		case <-n.latch.done:
-			return n.latch.fault()
-		case <-n.refused:
-			return n.whyRefused()
-		case <-ctx.Done():
-			return fmt.Errorf("this start is not known to the cluster yet: %w: %w", ctx.Err(), artifact.ErrUnavailable)
-		}
-	}
+	return n.awaitCatalog(ctx, "this start is not known to the cluster yet", func(s state) (bool, error) {
+		p, _, err := s.peer(n.id.Node)
+		return p.Starts == n.starts.Load(), err // of a start that is not counted: the one before, as its acks are
+	})
 }
 
 // introduced waits as long as an election may take until the acks of this node count. The leader says what is the matter if

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -264,7 +265,7 @@ func (n *node) clusterOptions(c *replicate.Config) {
 func (n *node) forward(ctx context.Context, leader replicate.Member, body []byte) ([]byte, error) {
 	ctx, cancel := n.whileLeader(ctx, leader.ID)
 	defer cancel()
-	resp, err := n.link.Do(ctx, peer.Request{Node: leader.ID, Addr: leader.Address, Method: http.MethodPost, Path: "/v1/propose", Body: bytesReader(body)})
+	resp, err := n.link.Do(ctx, peer.Request{Node: leader.ID, Addr: leader.Address, Method: http.MethodPost, Path: "/v1/propose", Body: bytes.NewReader(body)})
 	if err != nil {
 		return nil, err
 	}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strings"
@@ -18,8 +16,6 @@ import (
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
-
-func bytesReader(b []byte) io.Reader { return bytes.NewReader(b) }
 
 // selfStatus is what a node says of itself to the others, every second or two.
 type selfStatus struct {

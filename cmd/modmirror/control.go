@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -90,7 +91,7 @@ func (c *control) call(ctx context.Context, method, path string, body []byte) ([
 		return nil, fmt.Errorf("the node at %s has no cluster yet: it is still looking for the others", c.peer)
 	}
 	cluster.Store(node.Cluster)
-	resp, err := client.Do(ctx, peer.Request{Node: node.Node, Addr: c.peer, Method: method, Path: path, Body: bytesReader(body), Size: int64(len(body))})
+	resp, err := client.Do(ctx, peer.Request{Node: node.Node, Addr: c.peer, Method: method, Path: path, Body: bytes.NewReader(body), Size: int64(len(body))})
 	if err != nil {
 		return nil, fmt.Errorf("the node at %s: %w", c.peer, err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -326,7 +327,7 @@ func (n *node) passTo(ctx context.Context, m peer.Member, body []byte) (answer a
 	ctx, cancel := n.whileLeader(ctx, m.ID)
 	defer cancel()
 	resp, err := n.link.Do(ctx, peer.Request{Node: m.ID, Addr: m.Address, Method: http.MethodPost, Path: "/v1/members",
-		Header: http.Header{passedHeader: {"1"}}, Body: bytesReader(body), Size: int64(len(body))})
+		Header: http.Header{passedHeader: {"1"}}, Body: bytes.NewReader(body), Size: int64(len(body))})
 	if err != nil {
 		return nil, false, fmt.Errorf("the leader: %w: %w", err, artifact.ErrUnavailable)
 	}
