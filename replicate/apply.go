@@ -55,6 +55,8 @@ func (s state) apply(c command) (result, error) {
 		return s.applyForget(c.ID)
 	case holdCommand:
 		return s.applyHold(c)
+	case auditCommand:
+		return s.applyAudit(c.Audit)
 	}
 	panic(fmt.Sprintf("replicate: command of unknown type %T", c))
 }

@@ -46,7 +46,7 @@ var (
 	keyManifests = []byte("manifests") // how many
 	keyConflicts = []byte("conflicts") // how many
 	keyCluster   = []byte("cluster")   // the cluster's id
-	// and the node table, see nodePrefix
+	// and the node table, see nodePrefix, and the audit, see auditPrefix
 )
 
 const catalogFormat = 1

@@ -33,6 +33,7 @@ const (
 	kindRegister
 	kindForget
 	kindHold
+	kindAudit
 )
 
 // Sizes that bound an entry. raft advises at most 512 KiB (SuggestedMaxDataSize) and sends up to 64 in one RPC.
@@ -247,6 +248,8 @@ func parseCommand(kind byte, body []byte) (c command, err error) {
 		c = forgetCommand{ID: d.string()}
 	case kindHold:
 		c = holdCommand{ID: d.string(), Held: d.flag()}
+	case kindAudit:
+		c = auditCommand{decodeAudit(&d)}
 	default:
 		return nil, fmt.Errorf("kind %d is not known to this version of modmirror", kind)
 	}

@@ -5,7 +5,8 @@
 // The catalog holds, for each module version, a manifest ([modmirror/mirror/artifact.Manifest]) with the checksum
 // database's record and its proof; the bytes of infos and go.mod files up to 64 KiB; the tree heads of each trusted
 // checksum database, all of them that were ever committed; the evidence of forks and of conflicts; what upstreams said
-// about versions; which databases are trusted; which nodes there are. Zips are not in it, only their digests.
+// about versions; which databases are trusted; which nodes there are; which acts of operators are to be accounted for.
+// Zips are not in it, only their digests.
 //
 // A node checks everything again when it applies it, with pure functions: the record's proof against a committed head
 // whose signature it verified, the sums against the record, digests and go.sum hash against the inline bytes, a head

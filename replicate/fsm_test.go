@@ -45,7 +45,7 @@ func (u *universe) int(min, max int) int { return rapid.IntRange(min, max).Draw(
 
 func (u *universe) command() command {
 	n := int64(u.int(1, int(u.db.Size())))
-	switch u.int(0, 16) {
+	switch u.int(0, 17) {
 	case 0:
 		return trustCommand{u.db.Key}
 	case 1, 2, 3, 4:
@@ -68,6 +68,8 @@ func (u *universe) command() command {
 		return holdCommand{[]string{"A", "B"}[u.int(0, 1)], u.int(0, 1) == 0}
 	case 12:
 		return forgetCommand{[]string{"A", "B"}[u.int(0, 1)]}
+	case 13:
+		return auditCommand{Audit{Time: time.Unix(int64(u.int(1, 5)), 0), Actor: "root@host", Action: "recover", Reason: []string{"", "two disks are lost"}[u.int(0, 1)]}}
 	case 9:
 		l := artifact.Listing{Path: "example.com/m0", Listed: time.Unix(int64(u.int(1, 9)), 0).UTC()}
 		for i := range u.int(0, 3) {

@@ -338,6 +338,12 @@ func checkConfigRow(k, v []byte) error {
 		}
 		return err
 	}
+	if known, err := checkAuditRow(k, v); known {
+		if err != nil {
+			err = fmt.Errorf("catalog row cfg %q = %x is malformed: %v", k, v, err)
+		}
+		return err
+	}
 	ok := false
 	switch string(k) {
 	case string(keyFormat):
