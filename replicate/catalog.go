@@ -57,8 +57,10 @@ var mapSize int64 = 64 << 30 // see catalogOptions; not a constant, as it does n
 type catalog struct {
 	path string
 
+	writing sync.Mutex // held by who writes, and before mu by who replaces db: a write that hangs must not keep readers waiting
+
 	mu sync.RWMutex
-	db *bbolt.DB // guarded by mu: readers hold it shared as long as they are in a transaction; nil once closed
+	db *bbolt.DB // guarded by mu, and for who writes by writing: readers hold mu shared as long as they are in a transaction; nil once closed
 
 	streamMu sync.Mutex
 	streams  map[*stream]bool // guarded by streamMu; snapshots that are being sent
@@ -133,13 +135,14 @@ func ofBolt() bool {
 
 // update calls f in a write transaction and commits it. Any error leaves the catalog as it was.
 func (c *catalog) update(f func(s state) error) error {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if c.db == nil {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	db := c.db // nobody replaces it now
+	if db == nil {
 		return fmt.Errorf("catalog is closed: %w", artifact.ErrUnavailable)
 	}
 	return safely(false, func() error {
-		return c.db.Update(func(tx *bbolt.Tx) error {
+		return db.Update(func(tx *bbolt.Tx) error {
 			if err := f(state{tx}); err != nil || c.beforeCommit == nil {
 				return err
 			}
@@ -149,6 +152,8 @@ func (c *catalog) update(f func(s state) error) error {
 }
 
 func (c *catalog) close() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.db == nil {

@@ -124,7 +124,8 @@ func (n *Node) Accept(ctx context.Context, body []byte) ([]byte, error) {
 	}
 	r, err := n.proposeHere(ctx, c, req.cmd, req.acks)
 	r.err = err
-	a := answer{result: r, moved: errors.Is(err, errMoved) || n.ends()}
+	full := errors.Is(err, errFull) && !n.alone() // raft steps down, as it could not write
+	a := answer{result: r, moved: errors.Is(err, errMoved) || full || n.ends()}
 	if a.moved {
 		a.result = result{}
 		addr, id := n.raft.LeaderWithID()
@@ -141,6 +142,8 @@ func (n *Node) ends() bool {
 	case <-n.raftDone:
 		return true
 	case <-n.stopping:
+		return true
+	case <-n.latch.done: // it is about to hand the leadership over
 		return true
 	default:
 		return false

@@ -52,6 +52,7 @@ func (n *Node) watch() {
 			n.trim()
 		case <-n.latch.done:
 			n.log.Error("writes have stopped, reads go on", "err", n.latch.fault())
+			n.stepDown()
 			n.endRaft()
 			stopLeading()
 			<-n.stopping
@@ -69,10 +70,27 @@ func (n *Node) watch() {
 	}
 }
 
+// stepDown hands the leadership to another voter before raft ends, so that nobody has to wait for an election. If it is this
+// node's log that failed raft has given the leadership up by itself; if that hangs raft does not even hear of it. So it waits
+// no longer than the others would until they elect a leader without being asked.
+func (n *Node) stepDown() {
+	if n.raft.State() != raft.Leader || n.alone() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), n.config.HeartbeatTimeout)
+	defer cancel()
+	if err := n.wait(ctx, n.raft.LeadershipTransfer()); err != nil {
+		n.log.Warn("the leadership is not handed over; the others elect a new leader", "err", err)
+	}
+}
+
 // endRaft tells raft to end and waits for it, a while: a goroutine of it may hang in the disk.
 func (n *Node) endRaft() {
 	future := n.raft.Shutdown()
 	close(n.raftDone)
+	if n.latch.fault() != nil {
+		n.conns.hangUp()
+	}
 	n.endStreams() // raft would wait for them
 	done := make(chan struct{})
 	go func() { defer close(done); future.Error() }()

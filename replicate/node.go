@@ -152,6 +152,7 @@ type Node struct {
 	boot      string                      // random text of this life
 	raftRef   atomic.Pointer[raft.Raft]   // raft, for goroutines that it starts itself
 	book      atomic.Pointer[addressBook] // where nodes are
+	conns     openConns                   // raft's, to the other nodes
 	applied   broadcast                   // something was applied
 	moved     broadcast                   // the leadership moved
 	peered    atomic.Bool                 // the node table changed, and nobody looked

@@ -95,6 +95,8 @@ func (c *catalog) replace(path string) error {
 
 // swap makes db the catalog, once nobody reads in the other one any more, and returns that.
 func (c *catalog) swap(db *bbolt.DB) (old *bbolt.DB, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.db == nil {

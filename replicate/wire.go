@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -32,7 +33,7 @@ func (n *Node) newTransport() raft.Transport {
 		_, t := raft.NewInmemTransport(raft.ServerAddress(n.id.Node))
 		return t
 	}
-	w := wire{n.config.Stream, n}
+	w := wire{n.config.Stream, n, &n.conns}
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: w, ServerAddressProvider: w, MaxPool: wirePool, Timeout: wireTimeout, Logger: newRaftLog(n.log),
 	})
@@ -43,6 +44,16 @@ func (n *Node) newTransport() raft.Transport {
 type wire struct {
 	Stream
 	node *Node
+	open *openConns
+}
+
+// Accept implements net.Listener.
+func (w wire) Accept() (net.Conn, error) {
+	c, err := w.Stream.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return w.open.add(c)
 }
 
 // Dial implements raft.StreamLayer.
@@ -53,7 +64,58 @@ func (w wire) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, erro
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return w.Stream.Dial(ctx, id, addr)
+	c, err := w.Stream.Dial(ctx, id, addr)
+	if err != nil {
+		return nil, err
+	}
+	return w.open.add(c)
+}
+
+// openConns are the connections of raft, so that they can be ended without it. The heartbeats of a leader whose main goroutine
+// hangs in its disk go on until the connections are gone, whatever raft has been told: the others would follow it for ever.
+type openConns struct {
+	mu    sync.Mutex
+	conns map[*openConn]bool // guarded by mu
+	ended bool               // guarded by mu; there will be no others
+}
+
+type openConn struct {
+	net.Conn
+	in *openConns
+}
+
+func (o *openConns) add(c net.Conn) (net.Conn, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		_ = c.Close() // nothing was sent yet
+		return nil, net.ErrClosed
+	}
+	if o.conns == nil {
+		o.conns = make(map[*openConn]bool)
+	}
+	out := &openConn{c, o}
+	o.conns[out] = true
+	return out, nil
+}
+
+// Close implements net.Conn.
+func (c *openConn) Close() error {
+	c.in.mu.Lock()
+	delete(c.in.conns, c)
+	c.in.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// hangUp ends all connections, for good.
+func (o *openConns) hangUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	for c := range o.conns {
+		_ = c.Conn.Close() // nobody waits for what is under way
+	}
+	o.conns = nil
 }
 
 // Addr returns the address by which the others know this node.
