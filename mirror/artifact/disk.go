@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// disk is every way in which a Store changes its directory, so that tests can put one in its place that loses power,
+// disk is every way in which a Store changes its directory, and reads whole blobs, so that tests can put one in its place that loses power,
 // runs full or lies. Names are relative to the data directory and slash-separated.
 type disk interface {
 	Create(name string) (file, error) // a new file, never an existing one
@@ -16,6 +16,8 @@ type disk interface {
 	Remove(name string) error
 	Mkdir(name string) error
 	SyncDir(name string) error // returns once the names in the directory are durable
+
+	Blob(f *os.File) io.ReaderAt // how the bytes of an open blob are read to compare them with their digest
 }
 
 // file is an open file of a disk.
@@ -47,6 +49,7 @@ func (d rootDisk) Create(name string) (file, error) {
 func (d rootDisk) Rename(oldname, newname string) error { return d.root.Rename(oldname, newname) }
 func (d rootDisk) Remove(name string) error             { return d.root.Remove(name) }
 func (d rootDisk) Mkdir(name string) error              { return d.root.Mkdir(name, dirPerm) }
+func (d rootDisk) Blob(f *os.File) io.ReaderAt          { return f }
 
 func (d rootDisk) SyncDir(name string) error {
 	f, err := d.root.Open(name)

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -106,6 +107,9 @@ func (d *unsafeDisk) SyncDir(name string) error {
 	return d.rootDisk.SyncDir(name)
 }
 
+// Blob reads a blob in steps called "blob".
+func (d *unsafeDisk) Blob(f *os.File) io.ReaderAt { return &unsafeFile{file: f, d: d, name: f.Name(), blob: true} }
+
 // cut turns the power off and makes the directory what it may be then: contents that were not fsynced are gone, names
 // that were not fsynced are the old ones if undo says so (a kernel may also have written them already).
 func (d *unsafeDisk) cut(t *testing.T, undo bool) {
@@ -150,6 +154,7 @@ type unsafeFile struct {
 	file
 	d    *unsafeDisk
 	name string
+	blob bool // it is one that is stored
 }
 
 func (f *unsafeFile) Write(p []byte) (int, error) {
@@ -161,7 +166,11 @@ func (f *unsafeFile) Write(p []byte) (int, error) {
 }
 
 func (f *unsafeFile) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.d.step("read", f.name); err != nil {
+	op := "read"
+	if f.blob {
+		op = "blob"
+	}
+	if err := f.d.step(op, f.name); err != nil {
 		return 0, err
 	}
 	return f.file.ReadAt(p, off)

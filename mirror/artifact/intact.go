@@ -120,7 +120,7 @@ func (s *Store) verify(ctx context.Context, f *os.File, r Ref) error {
 	if err != nil {
 		return fmt.Errorf("verify %v: %v: %w", r, err, ErrUnavailable)
 	}
-	got, err := digestAll(ctx, io.NewSectionReader(f, 0, r.Size+1))
+	got, err := digestAll(ctx, io.NewSectionReader(s.disk.Blob(f), 0, r.Size+1))
 	if ctx.Err() != nil {
 		return fmt.Errorf("verify %v: %w", r, context.Cause(ctx))
 	}

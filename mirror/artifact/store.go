@@ -24,6 +24,7 @@ import (
 //	blobs/sha256/ab/ab01…  the bytes with the SHA-256 ab01… (64 digits); written once, never changed
 //	tmp/draft-…            bytes on their way in; swept when the store is opened
 //	quarantine/            bytes that failed a check, and why; see [Draft.Quarantine]
+//	quarantine/damaged/    bytes that were right when they were stored; see [Store.Condemn]
 //
 // Bytes come in through a [Draft] and nowhere else. What is true if the process dies, or the power fails:
 //
@@ -34,7 +35,8 @@ import (
 //
 // A name under blobs/ therefore always has all its bytes, and nothing has to be repaired. Bytes that changed later are
 // found by size at every Open, by digest at the first Open of each blob in a process and with Verify, and match
-// [ErrDamaged]; whoever has the right bytes elsewhere commits them again, which replaces the damaged ones.
+// [ErrDamaged]; whoever has the right bytes elsewhere commits them again, which replaces the damaged ones, after they were moved out
+// of the way ([Store.Condemn]) or not.
 //
 // After the first failed write, fsync, rename or read-back the store writes nothing more until it is opened again
 // ([Store.Err] says why): the kernel reports a failed fsync once and may let the next one pass although the bytes are
@@ -64,6 +66,7 @@ type Store struct {
 	failed  error       // guarded by mu; the first fault, which ends writing, or that the store is open for reading only
 
 	quarantine shelf
+	damaged    damagedShelf
 }
 
 const (
@@ -120,6 +123,7 @@ func newStore(dir string, root *os.Root, disk disk) *Store {
 	s := &Store{dir: dir, root: root, disk: disk}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
+	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}
 	return s
 }
 
@@ -184,7 +188,7 @@ func (s *Store) Sweep() error {
 			}
 		}
 	}
-	return s.quarantine.sweep()
+	return errors.Join(s.quarantine.sweep(), s.damaged.sweep())
 }
 
 // Close closes the store. Drafts that are still open can be discarded, not committed.
