@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // Progress says how far this node holds the blobs that the catalog names.
@@ -270,6 +271,7 @@ func (f *follower) budget(size int64) time.Duration {
 
 // pace lets a pull go on when the limit and the clients' pulls let it: these come first, but not for ever.
 func (f *follower) pace(ctx context.Context, n int) error {
+	fault.Point(fault.PullRead)
 	for waited := time.Duration(0); f.m.clients.Load() > 0 && waited < followYield; waited += followYield / 20 {
 		select {
 		case <-time.After(followYield / 20):
@@ -319,12 +321,14 @@ func (f *follower) save(now bool) {
 	f.saveAt = time.Now().Add(followSave)
 	b, err := json.Marshal(cursor{w, f.m.config.Node})
 	if err == nil {
+		fault.Point(fault.CursorSave)
 		err = f.files.write(cursorFile, b)
 	}
 	if err != nil {
 		f.m.log.Warn("cannot keep the cursor of the blob follower", "err", err)
 		return
 	}
+	fault.Point(fault.CursorSaved)
 	f.saved = w
 }
 

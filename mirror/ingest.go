@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // The gate. Every artifact that this node serves came in through ingest, in this order; whatever hands the bytes over
@@ -69,6 +70,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if in.man, err = m.recorded(ctx, mv, have, ahead, id); err != nil {
 		return have, nil, err
 	}
+	fault.Point(fault.RecordKnown)
 	done, err := ahead.admit(ctx, in)
 	if !done {
 		err = m.config.Upstream.Fetch(ctx, mv, k, func(body io.Reader, size int64, source string) error {
@@ -178,6 +180,7 @@ func (in *intake) download(d *artifact.Draft, body io.Reader, size int64) error 
 	case err != nil:
 		return fmt.Errorf("after %d bytes: %w", n, err)
 	}
+	fault.Point(fault.DraftWritten)
 	return nil
 }
 
@@ -259,6 +262,7 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 		}
 		return artifact.Manifest{}, err
 	}
+	fault.Point(fault.AcksCounted)
 	p.Acks = acks
 	won, err := in.m.config.Index.Publish(ctx, p)
 	if err != nil {
@@ -268,6 +272,7 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 		}
 		return artifact.Manifest{}, notAbsent(err)
 	}
+	fault.Point(fault.PublishDone)
 	in.m.metrics.stageDone(stagePublish, start)
 	in.m.reached("publish")
 	return won, nil

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // intent is a publication that has passed the gate here and waits for a quorum. In the data directory it is the file
@@ -197,12 +198,14 @@ func (p *pending) add(it *intent) {
 		err = p.files.mkdir(pendingDir)
 	}
 	if err == nil {
+		fault.Point(fault.IntentWrite)
 		err = p.files.write(it.name(), data)
 	}
 	if err != nil {
 		p.unkept(it, "kept until the process ends only", err)
 		return
 	}
+	fault.Point(fault.IntentWritten)
 	p.retry()
 	p.m.log.Info("verified, passed through and kept until there is a quorum", "module", mv.Path, "version", mv.Version, "kind", it.Kind, "digest", it.Ref.Digest)
 }
@@ -298,6 +301,9 @@ func (m *Mirror) commitAll(ctx context.Context) bool {
 	left := false
 	for _, it := range m.pending.all() {
 		err := m.commitOne(ctx, it)
+		if err == nil {
+			fault.Point(fault.IntentCommitted)
+		}
 		if err == nil || isRefusal(err) || errors.Is(err, errLost) {
 			m.pending.drop(it)
 			continue

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // ErrNoQuorum is [artifact.ErrNoQuorum].
@@ -83,6 +84,7 @@ func (n *Node) passOn(ctx context.Context, to Member, c command, body []byte) (r
 		if err != nil {
 			return result{}, fmt.Errorf("ask the leader %s: %w: %w", to.ID, err, errMoved)
 		}
+		fault.Point(fault.LeaderSaid)
 		a, err := parseAnswer(data)
 		if err != nil {
 			return result{}, fmt.Errorf("answer of the leader %s: %w: %w", to.ID, err, artifact.ErrMalformed)

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // fsm applies committed entries to the catalog. raft calls it from one goroutine.
@@ -46,6 +47,7 @@ var errNothing = errors.New("nothing to write")
 // over.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	out := make([]any, len(logs))
+	fault.Point(fault.ApplyBegin)
 	err := f.gaveUp
 	if err == nil {
 		err = f.latch.insist("write the catalog", f.ended, func() error { return f.commit(logs, out) })
@@ -57,6 +59,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		}
 		return out
 	}
+	fault.Point(fault.ApplyDone)
 	peers := false
 	for _, results := range out {
 		peers = f.report(results) || peers
@@ -108,7 +111,11 @@ func applyLogs(s state, logs []*raft.Log, out []any) error {
 	if index == before {
 		return errNothing
 	}
-	return s.setApplied(index, term)
+	if err := s.setApplied(index, term); err != nil {
+		return err
+	}
+	fault.Point(fault.ApplyWritten)
+	return nil
 }
 
 // report says on every node what an operator must know, and reports whether the node table changed.
@@ -171,9 +178,11 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err := f.stable.SetUint64(keyInstalled, in.meta.Index); err != nil { // first: see facts
 		return err
 	}
+	fault.Point(fault.SnapshotMarked)
 	if err := f.latch.guard("put an installed snapshot in the place of the catalog", f.limit, func() error { return f.catalog.replace(in.path) }); err != nil {
 		return err
 	}
+	fault.Point(fault.SnapshotRestored)
 	f.log.Info("catalog replaced by the leader's snapshot", "index", in.meta.Index, "term", in.meta.Term)
 	if f.forked != nil {
 		f.forked()

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // logCache is how many of the newest entries are kept in memory: what followers ask for.
@@ -121,9 +122,15 @@ const appending = "append to the raft log"
 // StoreLogs appends entries. A follower that has deleted the ones that they replace believes to have those still if this
 // fails: that is not forgiven, not even to a full disk.
 func (s *logStore) StoreLogs(ls []*raft.Log) error {
-	err := s.latch.guard(appending, s.limit, func() error { return s.logBackend.StoreLogs(ls) })
+	err := s.latch.guard(appending, s.limit, func() error {
+		if err := fault.Error(fault.LogStore); err != nil {
+			return err
+		}
+		return s.logBackend.StoreLogs(ls)
+	})
 	switch {
 	case err == nil:
+		fault.Point(fault.LogStored)
 		s.truncated.Store(false)
 		s.latch.fed(appending)
 	case errors.Is(err, errFull) && s.truncated.Load():
@@ -148,7 +155,16 @@ func (s *logStore) DeleteRange(min, max uint64) error {
 }
 
 func (s *logStore) Set(k, v []byte) error {
-	return s.latch.guard("write term or vote", s.limit, func() error { return s.logBackend.Set(k, v) })
+	err := s.latch.guard("write term or vote", s.limit, func() error {
+		if err := fault.Error(fault.VoteStore); err != nil {
+			return err
+		}
+		return s.logBackend.Set(k, v)
+	})
+	if err == nil {
+		fault.Point(fault.VoteStored)
+	}
+	return err
 }
 
 // SetUint64 writes a number. raft panics if it cannot save its term, which would end the process, although its reads can

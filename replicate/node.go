@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // Config says how to open a node. Only Dir is needed.
@@ -84,9 +85,9 @@ func (c *Config) setDefaults() {
 	}
 	c.HeartbeatTimeout = orDefault(c.HeartbeatTimeout, time.Second)
 	c.CommitTimeout = orDefault(c.CommitTimeout, 250*time.Millisecond)
-	c.TrailingLogs = orDefault(c.TrailingLogs, 1_000_000)
-	c.SnapshotThreshold = orDefault(c.SnapshotThreshold, 50_000)
-	c.SnapshotInterval = orDefault(c.SnapshotInterval, 5*time.Minute)
+	c.TrailingLogs = orDefault(c.TrailingLogs, uint64(fault.Limit("trailing-logs", 1_000_000)))
+	c.SnapshotThreshold = orDefault(c.SnapshotThreshold, uint64(fault.Limit("snapshot-threshold", 50_000)))
+	c.SnapshotInterval = orDefault(c.SnapshotInterval, time.Duration(fault.Limit("snapshot-interval", int64(5*time.Minute))))
 	c.LogBudget = orDefault(c.LogBudget, 8<<30)
 	c.hung = orDefault(c.hung, hung)
 	c.reconcile = orDefault(c.reconcile, time.Second)

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // maxQueue bounds how many proposals wait; the next ones wait for a place, as long as their context lets them.
@@ -164,7 +165,11 @@ func (n *Node) flush(batch []*proposal) {
 		entry = append(entry, p.cmd...)
 	}
 	n.metrics.proposed(len(batch), len(entry))
+	fault.Point(fault.ProposeBegin)
 	results, index, err := n.commit(entry)
+	if err == nil {
+		fault.Point(fault.ProposeDone)
+	}
 	if err == nil && len(results) != len(batch) {
 		err = fmt.Errorf("%d results for %d commands: %w", len(results), len(batch), artifact.ErrUnavailable)
 	}

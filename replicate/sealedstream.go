@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // A catalog is sent sealed: a byte that says the format, the file, and the SHA-256 of all that is in front of it. TCP's
@@ -29,6 +30,7 @@ func sealStream(w io.Writer, file io.WriterTo) error {
 	if _, err := file.WriteTo(both); err != nil {
 		return err
 	}
+	fault.Point(fault.SnapshotSend)
 	_, err := w.Write(sum.Sum(nil))
 	return err
 }

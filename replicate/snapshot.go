@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // snapshots is raft's snapshot store. There is always exactly one snapshot, the catalog as it is now: its list says the
@@ -122,7 +123,9 @@ func (k *sink) Write(p []byte) (n int, err error) {
 // writeFile writes a part of the file in an install.
 func (k *sink) writeFile(p []byte) (n int, err error) {
 	err = k.store.latch.guard("write a received snapshot", hung, func() error {
-		n, err = k.file.Write(p)
+		if err = fault.Error(fault.SnapshotReceive); err == nil {
+			n, err = k.file.Write(p)
+		}
 		return err
 	})
 	k.meta.Size += int64(n)
@@ -170,7 +173,7 @@ func (k *sink) Close() error {
 	if err := k.in.check(); err != nil {
 		return errors.Join(fmt.Errorf("installed snapshot is refused: %w: %w", err, artifact.ErrRefused), k.Cancel())
 	}
-	if err := k.store.latch.guard("fsync a received snapshot", hung, k.file.Sync); err != nil {
+	if err := k.store.latch.guard("fsync a received snapshot", hung, k.sync); err != nil {
 		return errors.Join(err, k.Cancel())
 	}
 	if err := k.store.validate(k.file.Name(), k.meta); err != nil {
@@ -183,7 +186,15 @@ func (k *sink) Close() error {
 	k.store.mu.Lock()
 	k.store.pending = &installed{path: k.file.Name(), meta: k.meta}
 	k.store.mu.Unlock()
+	fault.Point(fault.SnapshotReceived)
 	return nil
+}
+
+func (k *sink) sync() error {
+	if err := fault.Error(fault.SnapshotFsync); err != nil {
+		return err
+	}
+	return k.file.Sync()
 }
 
 // witness notes that everything up to meta.Index is in the catalog. It may be a little more than the last entry that was

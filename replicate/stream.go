@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // stream is the catalog's file as of one transaction, sealed, on its way to another node.
@@ -85,6 +86,7 @@ func (c *catalog) replace(path string) error {
 	if err := os.Rename(path, c.path); err != nil {
 		return errors.Join(err, db.Close())
 	}
+	fault.Point(fault.SnapshotRenamed)
 	if err := syncDir(filepath.Dir(c.path)); err != nil {
 		return errors.Join(err, db.Close())
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 // heal puts the inline bytes of p in the place of those of a committed manifest that this node's disk has lost. The bytes
@@ -146,7 +147,11 @@ func (n *Node) CommitTreeHead(ctx context.Context, db string, msg []byte, base i
 	if base < 0 {
 		return fmt.Errorf("tree head of %s builds on %d records: %w", db, base, artifact.ErrStale)
 	}
+	fault.Point(fault.HeadCommit)
 	_, err := n.propose(ctx, headCommand{Database: db, Note: msg, Base: base, Proof: proof})
+	if err == nil {
+		fault.Point(fault.HeadCommitted)
+	}
 	return err
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 )
 
 const (
@@ -312,6 +313,7 @@ func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
 	if err := s.syncParents(keys); err != nil {
 		return err
 	}
+	fault.Point(fault.TilesDurable)
 	for i, k := range keys {
 		s.hot.put(k, held[i], int64(len(held[i])))
 	}
@@ -346,6 +348,7 @@ func (s *TileStore) writeFile(k tileKey, b []byte) (err error) {
 	s.mu.Lock()
 	s.unsure[k] = true
 	s.mu.Unlock()
+	fault.Point(fault.TileRename)
 	return s.root.Rename(temp, name)
 }
 
@@ -392,7 +395,10 @@ func (s *TileStore) syncDir(dir string) error {
 // fsync makes f durable. Its failure is final, but for a full disk: the temporary file goes then, and the next attempt
 // writes another.
 func (s *TileStore) fsync(f *os.File) error {
-	err := s.sync(f)
+	err := fault.Error(fault.TileFsync)
+	if err == nil {
+		err = s.sync(f)
+	}
 	if err != nil {
 		err = fmt.Errorf("fsync: %w", err)
 		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); full && !isDir(f) {

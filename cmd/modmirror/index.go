@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
@@ -35,6 +36,7 @@ func (x index) Publish(ctx context.Context, p artifact.Publication) (artifact.Ma
 	if err := x.n.proven.spread(ctx, x.n, p.Manifest); err != nil {
 		return artifact.Manifest{}, err
 	}
+	fault.Point(fault.TilesSpread)
 	return x.Node.Publish(ctx, p)
 }
 
@@ -131,5 +133,9 @@ func (n *node) handleHold(r *http.Request) (any, error) {
 	if err := n.awaitEntry(r.Context(), r.Header.Get(appliedHeader)); err != nil {
 		return nil, err
 	}
-	return []byte("held\n"), n.set.Hold(r.Context(), man.Record)
+	if err := n.set.Hold(r.Context(), man.Record); err != nil {
+		return nil, err
+	}
+	fault.Point(fault.TilesHeld)
+	return []byte("held\n"), nil
 }

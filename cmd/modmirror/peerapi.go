@@ -17,6 +17,7 @@ import (
 
 	"modmirror/mirror"
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
@@ -71,6 +72,10 @@ func answering(f func(r *http.Request) (any, error)) http.Handler {
 			_, _ = w.Write(b)
 		default:
 			sendJSON(w, v)
+		}
+		if _, isAck := v.(ack); isAck && fault.Enabled {
+			_ = http.NewResponseController(w).Flush() // else it is not said before this returns
+			fault.Point(fault.AckGiven)
 		}
 	})
 }
@@ -206,6 +211,7 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	if err := n.mirror.Admit(r.Context(), man, k, ref, body, "node "+peer.From(r).Name); err != nil {
 		return nil, err
 	}
+	fault.Point(fault.AckDurable)
 	ctx, cancel := context.WithTimeout(r.Context(), maxBehind)
 	defer cancel()
 	if err := n.replica.AwaitRegistered(ctx); err != nil { // the ack would not count

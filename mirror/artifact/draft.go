@@ -10,6 +10,8 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+
+	"modmirror/mirror/artifact/fault"
 )
 
 // Draft is bytes on their way into a [Store]: a temporary file (a [ZipFile]) that hashes what is written to it and takes no more than
@@ -113,7 +115,7 @@ func (d *Draft) Flush() {
 	}
 	f, flush := d.f, make(chan error, 1)
 	d.flush = flush
-	go func() { flush <- f.Sync() }()
+	go func() { flush <- fsync(f) }()
 }
 
 // awaitFlush waits for the end of the fsync that Flush began, if there is one. Its failure is one of the disk, whatever becomes
@@ -135,10 +137,21 @@ func (d *Draft) sync() error {
 	if d.flush != nil {
 		return d.awaitFlush()
 	}
-	if err := d.f.Sync(); err != nil {
+	if err := fsync(d.f); err != nil {
 		return d.s.fault(fmt.Sprintf("fsync %d bytes", d.size), err)
 	}
 	return nil
+}
+
+func fsync(f file) error {
+	err := fault.Error(fault.BlobFsync)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		fault.Point(fault.BlobFsynced)
+	}
+	return err
 }
 
 // ReadAt reads what was written.
@@ -186,10 +199,15 @@ func (d *Draft) Commit() (Ref, error) {
 		}
 	}
 	// Also for a blob that was there: the commit that made it may not have come so far yet.
-	if err := d.s.disk.SyncDir(dir); err != nil {
+	err = fault.Error(fault.BlobDirSync)
+	if err == nil {
+		err = d.s.disk.SyncDir(dir)
+	}
+	if err != nil {
 		// Not even a full disk is forgiven here: the name is in place, and the next fsync may pass without it.
 		return Ref{}, d.s.latch("fsync the directory of a blob", err)
 	}
+	fault.Point(fault.BlobDurable)
 	return ref, nil
 }
 
@@ -210,7 +228,11 @@ func (d *Draft) settle(ref Ref) error {
 	if d.s.intact(ref, false) { // another commit was faster
 		return nil
 	}
-	if err := d.s.disk.Rename(d.name, blobName(ref.Digest)); err != nil {
+	err = fault.Error(fault.BlobRename)
+	if err == nil {
+		err = d.s.disk.Rename(d.name, blobName(ref.Digest))
+	}
+	if err != nil {
 		return d.s.fault("rename a draft", err)
 	}
 	d.name = ""

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"modmirror/mirror/artifact/fault"
 )
 
 // Store keeps bytes in a directory by their digest, durable once stored:
@@ -290,6 +292,7 @@ func (s *Store) create() (name string, f file, err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, say: nothing is lost
 	}
+	fault.Point(fault.DraftCreated)
 	return name, f, nil
 }
 
