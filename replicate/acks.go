@@ -54,18 +54,19 @@ func (n *Node) checkAcks(ctx context.Context, p artifact.Publication, acks []art
 		if slices.Contains(known, ref) {
 			continue
 		}
-		if err := n.checkBlob(ref, acks); err != nil {
+		starts, err := n.voterStarts()
+		if err != nil {
+			return err
+		}
+		if err := checkBlob(ref, acks, starts); err != nil {
 			return fmt.Errorf("publish %s: %w", p.Manifest.Module, err)
 		}
 	}
 	return nil
 }
 
-func (n *Node) checkBlob(ref artifact.Ref, acks []artifact.Ack) error {
-	starts, err := n.voterStarts()
-	if err != nil {
-		return err
-	}
+// checkBlob demands that a majority of the voters, whose present starts are given, have acked ref.
+func checkBlob(ref artifact.Ref, acks []artifact.Ack, starts map[string]uint64) error {
 	holders := map[string]bool{}
 	var why []string
 	for _, a := range acks {

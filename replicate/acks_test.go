@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"modmirror/mirror/artifact"
 )
 
@@ -75,6 +77,37 @@ func TestAcks(t *testing.T) {
 	if _, err := c.nodes[3].Publish(t.Context(), other); err != nil {
 		t.Errorf("a publication without a blob: %v", err)
 	}
+}
+
+// Whatever acks come, in any number: they are enough if and only if a majority of the voters has said of these bytes, in its
+// present start, not too long ago, that it holds them.
+func TestAckRule(t *testing.T) {
+	ref, other := artifact.RefOf([]byte("a")), artifact.RefOf([]byte("b"))
+	rapid.Check(t, func(rt *rapid.T) {
+		starts := map[string]uint64{}
+		for i := range rapid.SampledFrom([]int{1, 2, 3, 4, 5}).Draw(rt, "voters") {
+			starts[string(rune('A'+i))] = uint64(rapid.IntRange(1, 3).Draw(rt, "start"))
+		}
+		holders := map[string]bool{}
+		var acks []artifact.Ack
+		for range rapid.IntRange(0, 12).Draw(rt, "acks") {
+			a := artifact.Ack{
+				Node:   rapid.SampledFrom([]string{"A", "B", "C", "D", "E", "nobody"}).Draw(rt, "node"),
+				Starts: uint64(rapid.IntRange(1, 3).Draw(rt, "in its start")),
+				Ref:    rapid.SampledFrom([]artifact.Ref{ref, ref, ref, other, {}}).Draw(rt, "bytes"),
+			}
+			minutes := rapid.SampledFrom([]int{0, 1, 59, 61, -9, -11, 1 << 20}).Draw(rt, "minutes ago")
+			a.At = time.Now().Add(-time.Duration(minutes) * time.Minute)
+			acks = append(acks, a)
+			if n, voter := starts[a.Node]; voter && n == a.Starts && a.Ref == ref && minutes < 60 && minutes > -10 {
+				holders[a.Node] = true
+			}
+		}
+		err := checkBlob(ref, acks, starts)
+		if enough := 2*len(holders) > len(starts); enough != (err == nil) || !enough && !errors.Is(err, ErrTooFewAcks) {
+			rt.Fatalf("of voters %v acks %+v: %v, and %v hold it", starts, acks, err, holders)
+		}
+	})
 }
 
 // A voter that started again is asked again, as its disk may be another image.
