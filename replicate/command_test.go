@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
+	"pgregory.net/rapid"
 
 	"modmirror/mirror/artifact"
 	"modmirror/replicate/replicatetest"
@@ -45,6 +47,54 @@ func TestEntryRoundTrip(t *testing.T) {
 	if !reflect.DeepEqual(got, cmds) {
 		t.Errorf("parseEntry() = %+v, want %+v", got, cmds)
 	}
+}
+
+// Any publication, whatever is in its fields, comes out of an entry as it went in, also between others; bytes that are not
+// there are told from bytes that are empty. Whatever else can be made of the entry by changing a byte of it or cutting it is
+// refused, or is itself the one encoding of what it says.
+func TestPublicationCodec(t *testing.T) {
+	text := rapid.StringN(0, 20, 60)
+	data := func(rt *rapid.T, label string) []byte {
+		if rapid.Bool().Draw(rt, label+" travels") {
+			return rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(rt, label)
+		}
+		return nil
+	}
+	ref := rapid.Custom(func(rt *rapid.T) artifact.Ref {
+		return rapid.SampledFrom([]artifact.Ref{{}, artifact.RefOf(nil), artifact.RefOf([]byte("x")), {Size: 1 << 40}, {Digest: artifact.Digest{1}}}).Draw(rt, "ref")
+	})
+	publication := rapid.Custom(func(rt *rapid.T) command {
+		m := artifact.Manifest{
+			Module: module.Version{Path: text.Draw(rt, "path"), Version: text.Draw(rt, "version")},
+			Record: artifact.Record{Database: text.Draw(rt, "database"), ID: rapid.Int64Min(0).Draw(rt, "id"), TreeSize: rapid.Int64Min(0).Draw(rt, "tree")},
+			ModSum: text.Draw(rt, "go.mod sum"), ZipSum: text.Draw(rt, "zip sum"),
+			Info: ref.Draw(rt, "info"), Mod: ref.Draw(rt, "go.mod"), Zip: ref.Draw(rt, "zip"),
+		}
+		if b := rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(rt, "record"); len(b) > 0 {
+			m.Record.Text = b
+		}
+		for range rapid.IntRange(0, 64).Draw(rt, "proof") {
+			m.Record.Proof = append(m.Record.Proof, tlog.Hash{byte(len(m.Record.Proof))})
+		}
+		return publishCommand{artifact.Publication{Manifest: m, Info: data(rt, "info bytes"), Mod: data(rt, "go.mod bytes")}}
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		cmds := rapid.SliceOfN(publication, 1, 3).Draw(rt, "commands")
+		entry := entryOf(t, cmds...)
+		if got, err := parseEntry(entry); err != nil || !reflect.DeepEqual(got, cmds) {
+			rt.Fatalf("parseEntry() = %+v, %v, want %+v", got, err, cmds)
+		}
+		bad := bytes.Clone(entry)
+		at := rapid.IntRange(0, len(bad)-1).Draw(rt, "at")
+		if rapid.Bool().Draw(rt, "cut") {
+			bad = bad[:at]
+		} else {
+			bad[at] ^= byte(rapid.IntRange(1, 255).Draw(rt, "change"))
+		}
+		if got, err := parseEntry(bad); err == nil && (reflect.DeepEqual(got, cmds) || !bytes.Equal(entryOf(t, got...), bad)) {
+			rt.Fatalf("an entry with byte %d changed, %x, is %+v", at, bad, got)
+		}
+	})
 }
 
 // The example of the package doc.
