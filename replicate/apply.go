@@ -57,6 +57,8 @@ func (s state) apply(c command) (result, error) {
 		return s.applyHold(c)
 	case auditCommand:
 		return s.applyAudit(c.Audit)
+	case levelCommand:
+		return s.applyLevel(c)
 	}
 	panic(fmt.Sprintf("replicate: command of unknown type %T", c))
 }

@@ -46,6 +46,7 @@ var (
 	keyManifests = []byte("manifests") // how many
 	keyConflicts = []byte("conflicts") // how many
 	keyCluster   = []byte("cluster")   // the cluster's id
+	keyLevel     = []byte("level")     // uvarint; absent: 1
 	// and the node table, see nodePrefix, and the audit, see auditPrefix
 )
 
@@ -205,8 +206,10 @@ func checkShape(tx *bbolt.Tx, path string) error {
 			return fmt.Errorf("%s is not a catalog: it lacks the bucket %q", path, name)
 		}
 	}
-	if f := tx.Bucket(bucketConfig).Get(keyFormat); len(f) != 1 || f[0] != catalogFormat {
-		return fmt.Errorf("%s has format %v, which this version of modmirror does not know", path, f)
+	if f := tx.Bucket(bucketConfig).Get(keyFormat); len(f) != 1 {
+		return fmt.Errorf("%s does not say its format", path)
+	} else if f[0] != catalogFormat {
+		return unknownFormat(path, f[0], catalogFormat)
 	}
 	return nil
 }

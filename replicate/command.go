@@ -34,6 +34,7 @@ const (
 	kindForget
 	kindHold
 	kindAudit
+	kindLevel
 )
 
 // Sizes that bound an entry. raft advises at most 512 KiB (SuggestedMaxDataSize) and sends up to 64 in one RPC.
@@ -191,7 +192,7 @@ func appendCommand(b []byte, c command) ([]byte, error) {
 func parseEntry(data []byte) ([]command, error) {
 	d := decoder{b: data}
 	if f := d.byte(); f != entryFormat {
-		return nil, fmt.Errorf("entry format %d is not known to this version of modmirror", f)
+		return nil, unknownFormat("the entry", f, entryFormat)
 	}
 	again := []byte{entryFormat}
 	var cmds []command
@@ -250,8 +251,10 @@ func parseCommand(kind byte, body []byte) (c command, err error) {
 		c = holdCommand{ID: d.string(), Held: d.flag()}
 	case kindAudit:
 		c = auditCommand{decodeAudit(&d)}
+	case kindLevel:
+		c = levelCommand{Level: d.int(), By: d.string()}
 	default:
-		return nil, fmt.Errorf("kind %d is not known to this version of modmirror", kind)
+		return nil, newer("it is of kind", uint64(kind), uint64(kindLevel))
 	}
 	return c, d.end()
 }

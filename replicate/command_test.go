@@ -34,6 +34,7 @@ func someCommands(tb testing.TB) []command {
 		registerCommand{Peer{ID: "ID1", Name: "one", Address: "host:1", Zone: "z", Role: RoleVoter, Version: "v1", Boot: "B", Starts: 300}},
 		forgetCommand{"ID1"},
 		holdCommand{"ID1", true},
+		levelCommand{2, "ID1"},
 		auditCommand{Audit{Time: time.Unix(1_700_000_000, 5).UTC(), Actor: "root@host1", Action: "recover", Reason: "two of three disks are lost"}},
 	}
 }

@@ -35,6 +35,9 @@
 // every blob: the last copy of one could go with it. A removal is noted in the catalog first and the id never comes back;
 // the removed node votes on until it is out of the configuration, and then stops.
 //
+// Rules of Apply that older versions do not know wait for a feature level of the cluster (level.go), which the leader raises
+// when all nodes say that they support it. A node that does not is refused from then on.
+//
 // Nodes tell each other their numbers of leaves and roots ([Node.Compare]). One that finds another root than a majority of
 // the voters has, at an equal number, stops taking part and answers every read with an error that is not one of absence.
 //

@@ -49,7 +49,7 @@ func appendRequest(b []byte, r request) []byte {
 func parseRequest(data []byte) (r request, c command, err error) {
 	d := decoder{b: data}
 	if f := d.byte(); f != forwardFormat {
-		return r, nil, fmt.Errorf("format %d of a forwarded proposal is not known to this version of modmirror", f)
+		return r, nil, unknownFormat("a forwarded proposal", f, forwardFormat)
 	}
 	count := d.int()
 	if count > maxAcks {
@@ -89,7 +89,8 @@ type answer struct {
 	leader Member // who does, then
 }
 
-// sentinels are the errors that an error from the leader may match. The place of one never changes.
+// sentinels are the errors that an error from the leader may match. The place of one never changes. None may be added without
+// a feature level of its own: to a node that knows fewer, every answer with an error would be malformed.
 var sentinels = []error{
 	artifact.ErrRefused, artifact.ErrConflict, artifact.ErrMalformed, artifact.ErrUnavailable, artifact.ErrNoQuorum,
 	artifact.ErrPolicy, artifact.ErrDamaged, artifact.ErrStale, fs.ErrNotExist, ErrTooFewAcks, ErrRemoved, ErrClone, ErrNameTaken,
@@ -156,7 +157,7 @@ func appendAnswer(b []byte, a answer) ([]byte, error) {
 func parseAnswer(data []byte) (a answer, err error) {
 	d := decoder{b: data}
 	if f := d.byte(); f != forwardFormat {
-		return a, fmt.Errorf("format %d of an answer is not known to this version of modmirror", f)
+		return a, unknownFormat("an answer", f, forwardFormat)
 	}
 	if a.moved = d.flag(); a.moved {
 		a.leader = Member{ID: d.string(), Address: d.string()}

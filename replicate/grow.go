@@ -43,6 +43,9 @@ type grower struct {
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {
+	if err := n.raiseLevel(ctx); err != nil {
+		return err
+	}
 	if err := g.settle(ctx, n); err != nil {
 		return err
 	}

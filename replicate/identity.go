@@ -35,7 +35,7 @@ const restore = "restore node.json, raft and catalog.db together from one backup
 func advised(err error) error {
 	var errno syscall.Errno
 	switch {
-	case errors.Is(err, ErrLocked):
+	case errors.Is(err, ErrLocked), errors.Is(err, errNewer):
 		return err
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w; the files must be readable and writable for the user that runs modmirror: see their owner and mode, and how the disk is mounted", err)

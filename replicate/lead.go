@@ -146,6 +146,11 @@ func (n *Node) takeOffice(ctx context.Context) error {
 			return err
 		}
 	}
+	if n.isAlone() { // whoever opens it finds all features there
+		if err := n.raiseLevel(ctx); err != nil {
+			return err
+		}
+	}
 	addr := n.config.transport.LocalAddr()
 	conf := n.raft.GetConfiguration()
 	for _, s := range conf.Configuration().Servers {

@@ -77,6 +77,7 @@ type Config struct {
 
 	wrapLog func(logBackend) logBackend // set by tests to make the disk fail
 	hung    time.Duration               // set by tests; 0: the constant
+	level   int                         // feature level that is supported; set by tests; 0: newestLevel
 }
 
 func (c *Config) setDefaults() {
@@ -90,6 +91,7 @@ func (c *Config) setDefaults() {
 	c.SnapshotInterval = orDefault(c.SnapshotInterval, time.Duration(fault.Limit("snapshot-interval", int64(5*time.Minute))))
 	c.LogBudget = orDefault(c.LogBudget, 8<<30)
 	c.hung = orDefault(c.hung, hung)
+	c.level = orDefault(c.level, newestLevel)
 	c.reconcile = orDefault(c.reconcile, time.Second)
 	c.Voters = orDefault(c.Voters, 3)
 }
@@ -334,6 +336,9 @@ func (n *Node) checkFiles() error {
 		cluster = s.cluster()
 		return s.checkConfig()
 	}); err != nil {
+		if errors.Is(err, errNewer) {
+			return err // nothing is wrong with the files
+		}
 		return fmt.Errorf("%w; %s", err, restore)
 	}
 	f, err := factsOf(n.store, index)

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,9 +23,10 @@ type Peer struct {
 	Zone    string `json:"zone"`
 	Role    string `json:"role"` // RoleVoter or RoleReplica: what it may become
 	Version string `json:"version"`
-	Boot    string `json:"boot"`   // random text of its present life
-	Starts  uint64 `json:"starts"` // how often its data directory was opened
-	Held    bool   `json:"held"`   // an operator demoted it: it becomes a voter only when an operator says so
+	Boot    string `json:"boot"`            // random text of its present life
+	Starts  uint64 `json:"starts"`          // how often its data directory was opened
+	Held    bool   `json:"held"`            // an operator demoted it: it becomes a voter only when an operator says so
+	Level   int    `json:"level,omitempty"` // the highest feature level that it supports; 0: 1
 
 	Member bool `json:"member"` // raft replicates to it
 	Voter  bool `json:"voter"`
@@ -42,6 +44,7 @@ var (
 	ErrRemoved   error = notTaken("the node was removed from the cluster")
 	ErrClone     error = notTaken("the data directory is a copy or an old image of one that started later")
 	ErrNameTaken error = notTaken("the name belongs to another data directory")
+	// and ErrTooOld
 )
 
 // notTaken has the class of artifact.ErrRefused and not its text, which is about artifacts.
@@ -52,7 +55,7 @@ func (e notTaken) Unwrap() error { return artifact.ErrRefused }
 
 // Rows of the node table in bucket cfg:
 //
-//	node/<id>  byte 1, uvarint starts, byte held, strings name, address, zone, role, version, boot
+//	node/<id>  byte 1, uvarint starts, byte held, strings name, address, zone, role, version (see levelMark), boot
 //	gone/<id>  byte 1: the node was removed, and its id never comes back
 const (
 	nodePrefix = "node/"
@@ -68,7 +71,7 @@ func appendPeer(b []byte, p Peer) []byte {
 		held = 1
 	}
 	b = append(b, held)
-	for _, f := range []string{p.Name, p.Address, p.Zone, p.Role, p.Version, p.Boot} {
+	for _, f := range []string{p.Name, p.Address, p.Zone, p.Role, p.markedVersion(), p.Boot} {
 		b = appendString(b, f)
 	}
 	return b
@@ -76,13 +79,14 @@ func appendPeer(b []byte, p Peer) []byte {
 
 func decodePeer(d *decoder, id string) (p Peer) {
 	if f := d.byte(); f != rowFormat {
-		d.fail("format %d of a node is not known to this version of modmirror", f)
+		d.err = cmp.Or(d.err, unknownFormat("a row of the node table", f, rowFormat))
 	}
 	p.ID, p.Starts = id, uint64(d.int())
 	p.Held = d.flag()
 	for _, f := range []*string{&p.Name, &p.Address, &p.Zone, &p.Role, &p.Version, &p.Boot} {
 		*f = d.string()
 	}
+	p.setMarkedVersion(p.Version)
 	return p
 }
 
@@ -109,8 +113,8 @@ func (p Peer) check() error {
 	if p.Role != RoleVoter && p.Role != RoleReplica {
 		return fmt.Errorf("node %s has the unknown role %.100q: %w", p.ID, p.Role, artifact.ErrRefused)
 	}
-	for _, f := range []string{p.Address, p.Zone, p.Version} {
-		if f != "" && !validName(f) {
+	for _, f := range []string{p.Address, p.Zone, p.markedVersion()} {
+		if f != "" && !validName(f) || strings.Contains(p.Version, levelMark) {
 			return fmt.Errorf("node %s has the malformed address, zone or version %.100q: %w", p.ID, f, artifact.ErrRefused)
 		}
 	}
@@ -170,6 +174,10 @@ func (s state) judge(p Peer) (bad, err error) {
 	}
 	if s.gone(p.ID) {
 		return fmt.Errorf("node %s (%s): %w; to use its machine again, move its data directory away and start as a new node", p.Name, p.ID, ErrRemoved), nil
+	}
+	if level := s.level(); p.supports() < level {
+		return fmt.Errorf("node %s (%s, %s) supports level %d, and the cluster is at level %d: %w; start the version that ran there before, or a later one (docs/upgrade.md)",
+			p.Name, p.ID, cmp.Or(p.Version, "of unknown version"), p.supports(), level, ErrTooOld), nil
 	}
 	old, ok, err := s.peer(p.ID)
 	if err != nil {

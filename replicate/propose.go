@@ -34,6 +34,9 @@ func (n *Node) proposeHere(ctx context.Context, c command, cmd []byte, acks []ar
 	if err := n.writable(); err != nil {
 		return result{}, err
 	}
+	if err := n.allowed(c); err != nil {
+		return result{}, err
+	}
 	p := &proposal{ctx: ctx, cmd: cmd, result: make(chan result, 1), members: n.servers()}
 	if c, ok := c.(publishCommand); ok {
 		p.recount = func() error { return n.checkAcks(ctx, c.Publication, acks) }

@@ -304,6 +304,7 @@ type Status struct {
 	LastIndex     uint64    `json:"lastIndex"`   // of the log
 	CommitIndex   uint64    `json:"commitIndex"` // as far as this node knows
 	Refused       string    `json:"refused"`     // why the cluster does not take this node; "" if it does
+	Level         int       `json:"level"`       // feature level of the cluster
 	Diverged      string    `json:"diverged"`    // what shows that this node holds something else than the majority; "": nothing
 }
 
@@ -323,7 +324,7 @@ func (c *catalog) fill(ctx context.Context, st *Status) error {
 			return err
 		}
 		st.Seq, st.Root = tree.size, tree.root()
-		st.Cluster = s.cluster()
+		st.Cluster, st.Level = s.cluster(), s.level()
 		st.Applied, st.Term = s.applied()
 		st.Manifests, st.Conflicts = s.number(keyManifests), s.number(keyConflicts)
 		st.CatalogBytes = s.tx.Size()

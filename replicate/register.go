@@ -14,7 +14,7 @@ import (
 // Self returns what this node says of itself.
 func (n *Node) Self() Peer {
 	p := n.config.Self
-	p.ID, p.Boot, p.Starts, p.Held = n.id.Node, n.boot, n.starts.Load(), false
+	p.ID, p.Boot, p.Starts, p.Held, p.Level = n.id.Node, n.boot, n.starts.Load(), false, n.config.level
 	p.Name = cmp.Or(p.Name, p.ID[:min(8, len(p.ID))])
 	p.Role = cmp.Or(p.Role, RoleVoter)
 	if p.Address == "" && n.config.Stream != nil {

@@ -344,6 +344,12 @@ func checkConfigRow(k, v []byte) error {
 		}
 		return err
 	}
+	if string(k) == string(keyLevel) {
+		if err := checkLevelRow(v); err != nil {
+			return fmt.Errorf("catalog row cfg %q: %w", k, err)
+		}
+		return nil
+	}
 	ok := false
 	switch string(k) {
 	case string(keyFormat):
@@ -361,7 +367,7 @@ func checkConfigRow(k, v []byte) error {
 	case string(keyCluster):
 		ok = len(v) > 0 && len(v) <= maxCluster
 	default:
-		return fmt.Errorf("catalog row cfg %q = %x is not known to this version of modmirror", k, v)
+		return fmt.Errorf("catalog row cfg %q = %.100x is not known to this version of modmirror; if a later version wrote it, start that (docs/upgrade.md)", k, v)
 	}
 	if !ok {
 		return fmt.Errorf("catalog row cfg %q = %x is malformed", k, v)

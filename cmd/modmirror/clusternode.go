@@ -170,7 +170,7 @@ func ensureToken(file string) error {
 func (n *node) hello() peer.Hello {
 	c, id := n.config.Cluster, n.identity.Load()
 	h := peer.Hello{Cluster: id.Cluster, Node: id.Node, Name: cmp.Or(c.NodeName, shortID(id.Node)), Boot: n.boot,
-		Zone: c.Zone, Role: c.Role, Version: buildVersion()}
+		Zone: c.Zone, Role: c.Role, Version: buildVersion(), Level: replicate.NewestLevel}
 	if r := n.opened.Load(); r != nil {
 		self := r.Self()
 		h.Boot, h.Starts = self.Boot, self.Starts
@@ -185,11 +185,13 @@ func (n *node) checkPeer(h peer.Hello) error {
 	if r == nil || h.Role == "" { // nothing is known yet, or it is a command and no node
 		return nil
 	}
-	p := replicate.Peer{ID: h.Node, Name: h.Name, Address: h.Address, Zone: h.Zone, Role: h.Role, Version: h.Version, Boot: h.Boot, Starts: max(h.Starts, 1)}
+	p := replicate.Peer{ID: h.Node, Name: h.Name, Address: h.Address, Zone: h.Zone, Role: h.Role, Version: h.Version, Boot: h.Boot, Starts: max(h.Starts, 1), Level: h.Level}
 	err := r.Check(p)
 	switch {
 	case errors.Is(err, replicate.ErrRemoved):
 		return peer.RefuseRemoved(h)
+	case errors.Is(err, replicate.ErrTooOld):
+		return peer.Refuse(peer.TooOld, "%v", err)
 	case errors.Is(err, replicate.ErrClone):
 		return peer.RefuseClone(h, n.knownAs(func(o replicate.Peer) bool { return o.ID == h.Node }))
 	case errors.Is(err, replicate.ErrNameTaken):

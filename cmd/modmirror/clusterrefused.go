@@ -26,7 +26,7 @@ func (n *node) shunned() error {
 			continue
 		}
 		switch r.Class {
-		case peer.Clone, peer.Twice, peer.Removed, peer.NameTaken, peer.ForeignCluster:
+		case peer.Clone, peer.Twice, peer.Removed, peer.NameTaken, peer.ForeignCluster, peer.TooOld:
 			count, why = count+1, r
 		}
 	}

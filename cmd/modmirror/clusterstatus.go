@@ -152,6 +152,9 @@ func (n *node) view(ctx context.Context) clusterView {
 		v.Problems = append(v.Problems, err.Error())
 	}
 	v.Cluster, v.Leader, v.Term, v.Seq = st.Cluster, st.Leader, st.Term, st.Seq
+	if v.Level, err = n.replica.Level(ctx); err != nil {
+		v.Problems = append(v.Problems, err.Error())
+	}
 	all, err := n.replica.Peers(ctx)
 	if err != nil {
 		v.Problems = append(v.Problems, err.Error())

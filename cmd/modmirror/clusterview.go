@@ -8,18 +8,21 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"modmirror/replicate"
 )
 
 // clusterView is the cluster as one node sees it: what it knows itself, and what the others answered when it asked them last.
 type clusterView struct {
-	Cluster  string       `json:"cluster"`
-	From     string       `json:"from"`   // the node that says all this
-	Leader   string       `json:"leader"` // its id; "": there is none
-	Term     uint64       `json:"term"`
-	Seq      int64        `json:"seq"`      // leaves of the catalog's Merkle tree here
-	Wanted   int          `json:"voters"`   // how many voters the cluster grows to: --voters
-	Problems []string     `json:"problems"` // what an operator should look at
-	Nodes    []memberView `json:"nodes"`
+	Cluster  string          `json:"cluster"`
+	From     string          `json:"from"`   // the node that says all this
+	Leader   string          `json:"leader"` // its id; "": there is none
+	Term     uint64          `json:"term"`
+	Seq      int64           `json:"seq"`      // leaves of the catalog's Merkle tree here
+	Wanted   int             `json:"voters"`   // how many voters the cluster grows to: --voters
+	Level    replicate.Level `json:"level"`    // the feature level
+	Problems []string        `json:"problems"` // what an operator should look at
+	Nodes    []memberView    `json:"nodes"`
 }
 
 // memberView is one member. What only it can say is of its last answer, which may be old.
@@ -138,6 +141,9 @@ func (v clusterView) print(w io.Writer) error {
 	fmt.Fprintf(w, "cluster %s, term %d, as %s sees it\n", cmp.Or(v.Cluster, "(forming)"), v.Term, v.nameOf(v.From))
 	q := v.quorum().String()
 	fmt.Fprintf(w, "%s\n", q)
+	if l := v.Level; len(l.Waits) > 0 {
+		fmt.Fprintf(w, "feature level %d; %d waits for: %s\n", l.Now, l.Newest, strings.Join(l.Waits, ", "))
+	}
 	for _, p := range v.Problems {
 		if p == q { // it stands there
 			continue

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"modmirror/replicate"
 )
 
 func TestFindMember(t *testing.T) {
@@ -42,6 +44,7 @@ func TestPrintCluster(t *testing.T) {
 			Free: 1 << 30, Version: "v2", Heads: []headView{{"x", 5}, {"y", 6}}},
 		{ID: "C", Name: "c", Role: roleVoter, Voter: true, Zone: "z1", Address: "c:1"},
 	}}
+	v.Level = replicate.Level{Now: 1, Newest: 2, Waits: []string{"b (v1) supports level 1"}}
 	v.sort()
 	v.Problems = v.problems()
 	var out strings.Builder
@@ -50,6 +53,7 @@ func TestPrintCluster(t *testing.T) {
 	}
 	want := `cluster C, term 7, as a sees it
 3 voters, 1 alive; a majority is 2: NO QUORUM, nothing new is committed
+feature level 1; 2 waits for: b (v1) supports level 1
 ! a takes no new artifacts: no room
 ! c does not answer: 
 ! b does not answer: refused

@@ -21,6 +21,7 @@ type Hello struct {
 	Zone    string `json:"zone,omitempty"`
 	Role    string `json:"role,omitempty"` // "voter" or "replica"
 	Version string `json:"version,omitempty"`
+	Level   int    `json:"level,omitempty"` // the highest feature level that it supports; 0: by versions without levels
 }
 
 // String names the node for people.
@@ -63,6 +64,8 @@ func (h Hello) check() error {
 		return fmt.Errorf("%.80q is not an address of the form host:port", h.Address)
 	case h.Role != "" && h.Role != "voter" && h.Role != "replica":
 		return fmt.Errorf("%.80q is not a role: there are voter and replica", h.Role)
+	case h.Level < 0:
+		return fmt.Errorf("%d is not a feature level", h.Level)
 	case !isText(h.Name) || !isText(h.Zone) || !isText(h.Version):
 		return fmt.Errorf("%.80q, %.80q, %.80q: name, zone and version have at most 128 printable characters", h.Name, h.Zone, h.Version)
 	}

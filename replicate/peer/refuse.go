@@ -24,12 +24,13 @@ const (
 	Twice              Class = "same-id-twice"       // another process with that id runs right now
 	NameTaken          Class = "name-taken"          // the name belongs to another data directory
 	Removed            Class = "removed"             // was removed from the cluster
+	TooOld             Class = "too-old"             // does not support the feature level of the cluster
 	OtherNode          Class = "other-node"          // not the node that the dialer wants
 	Busy               Class = "busy"                // too many connections
 	Refused            Class = "refused"             // another reason
 )
 
-var classes = []Class{WrongToken, ForeignCertificate, ExpiredCertificate, NoCertificate, OldTLS, WrongProtocol, ForeignCluster, Fresh, Clone, Twice, NameTaken, Removed, OtherNode, Busy, Refused}
+var classes = []Class{WrongToken, ForeignCertificate, ExpiredCertificate, NoCertificate, OldTLS, WrongProtocol, ForeignCluster, Fresh, Clone, Twice, NameTaken, Removed, TooOld, OtherNode, Busy, Refused}
 
 // Refusal says why two nodes do not speak to each other, and what to do. Both ends have it.
 type Refusal struct {
