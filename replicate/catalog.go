@@ -47,7 +47,7 @@ var (
 	keyConflicts = []byte("conflicts") // how many
 	keyCluster   = []byte("cluster")   // the cluster's id
 	keyLevel     = []byte("level")     // uvarint; absent: 1
-	// and the node table, see nodePrefix, and the audit, see auditPrefix
+	// and the node table, see nodePrefix, the audit, see auditPrefix, and earlier clusters, see wasPrefix
 )
 
 const catalogFormat = 1

@@ -259,7 +259,10 @@ func (n *Node) openFiles() (err error) {
 	if err := n.openCatalog(); err != nil {
 		return err
 	}
-	if err := n.checkFiles(); err != nil {
+	if n.id, err = completeRecovery(c.Dir, n.catalog, n.store, n.id, func(string) error { return nil }); err != nil {
+		return err
+	}
+	if err := checkFiles(n.catalog, n.store, n.id); err != nil {
 		return err
 	}
 	return n.settle(logDir)
@@ -328,10 +331,10 @@ func (n *Node) openCatalog() error {
 }
 
 // checkFiles reports whether node.json, log and catalog belong together, and whether raft will find what it reads first.
-func (n *Node) checkFiles() error {
+func checkFiles(c *catalog, store *sealedLog, id identity) error {
 	var index, term uint64
 	var cluster string
-	if err := n.view(func(s state) error {
+	if err := c.view(func(s state) error {
 		index, term = s.applied()
 		cluster = s.cluster()
 		return s.checkConfig()
@@ -341,17 +344,17 @@ func (n *Node) checkFiles() error {
 		}
 		return fmt.Errorf("%w; %s", err, restore)
 	}
-	f, err := factsOf(n.store, index)
+	f, err := factsOf(store, index)
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, restore)
 	}
-	if err := cmp.Or(n.id.wrote(f), f.agree(index, term)); err != nil {
+	if err := cmp.Or(id.wrote(f), f.agree(index, term)); err != nil {
 		return err
 	}
-	if err := n.store.readable(f, index); err != nil {
+	if err := store.readable(f, index); err != nil {
 		return fmt.Errorf("%w; %s", err, restore)
 	}
-	return n.id.agree(cluster)
+	return id.agree(cluster)
 }
 
 // settle notes in node.json that log and catalog are there, durably, of which cluster, and that this is one more start,

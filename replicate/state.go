@@ -344,6 +344,12 @@ func checkConfigRow(k, v []byte) error {
 		}
 		return err
 	}
+	if known, err := checkWasRow(k, v); known {
+		if err != nil {
+			err = fmt.Errorf("catalog row cfg %q = %x is malformed: %v", k, v, err)
+		}
+		return err
+	}
 	if string(k) == string(keyLevel) {
 		if err := checkLevelRow(v); err != nil {
 			return fmt.Errorf("catalog row cfg %q: %w", k, err)

@@ -48,7 +48,7 @@ func (n *node) openLink(ctx context.Context) (founding replicate.Config, err err
 	}
 	n.link, err = peer.Listen(peer.Config{
 		Listen: c.peerListen(), Advertise: addr, Credentials: cred,
-		Self: n.hello, Check: n.checkPeer, Leader: n.leader,
+		Self: n.hello, Check: n.checkPeer, Was: n.was, Leader: n.leader,
 		Refused: func(r *peer.Refusal) { n.front.blame(r) },
 		Log:     n.log, Metrics: n.metrics,
 	})
@@ -198,6 +198,14 @@ func (n *node) checkPeer(h peer.Hello) error {
 		return peer.RefuseName(h, n.knownAs(func(o replicate.Peer) bool { return o.Name == h.Name }))
 	}
 	return err
+}
+
+// was says whether this node's cluster was recovered from the one with that id.
+func (n *node) was(cluster string) (at time.Time, ok bool) {
+	if r := n.opened.Load(); r != nil {
+		return r.Was(cluster)
+	}
+	return at, false
 }
 
 // knownAs returns what the node table says of a node, for messages.

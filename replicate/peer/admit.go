@@ -48,6 +48,11 @@ func (l *Link) fits(h, self Hello, w what) *Refusal {
 	case h.Cluster == self.Cluster && (h.Cluster != "" || w != asMember):
 		return nil
 	case h.Cluster != "" && self.Cluster != "":
+		if l.config.Was != nil {
+			if at, ok := l.config.Was(h.Cluster); ok {
+				return refuseLeftBehind(h, self, at)
+			}
+		}
 		return refuseForeign(h, self)
 	case w != asMember:
 		return nil

@@ -30,6 +30,9 @@ type Config struct {
 	// Check returns what the catalog has against a node, best a *Refusal. It is called for each stream and each request
 	// and must be fast. nil: nothing.
 	Check func(Hello) error
+	// Was reports whether the cluster of this node was recovered from the one with that id, and when: nodes of that one are
+	// told so. nil: it was not.
+	Was func(cluster string) (at time.Time, ok bool)
 	// Leader returns the member that leads, if that is known. Nodes that want to join are told. nil: unknown.
 	Leader func() (Member, bool)
 	// Refused is told, each time, why a node that this one found with --join, or asks to join, does not speak with it.

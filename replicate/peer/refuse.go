@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -120,6 +121,12 @@ func refuseTwice(h, running Hello) *Refusal {
 
 func refuseForeign(h, self Hello) *Refusal {
 	return Refuse(ForeignCluster, "%v belongs to cluster %s, and %v to cluster %s: if the addresses in --join are right, one of them has an old data directory: stop it, move that away, and start it again", h, short(h.Cluster), self, short(self.Cluster))
+}
+
+// refuseLeftBehind says to h that its cluster goes on without it, as another one.
+func refuseLeftBehind(h, self Hello, at time.Time) *Refusal {
+	return Refuse(ForeignCluster, "%v belongs to cluster %s, which had lost its majority and was recovered without it on %s, as cluster %s, of which %v is: what it may have committed meanwhile is not part of that. Stop it, move node.json, raft, catalog.db and formed.json out of its data directory (the blobs may stay), and start it as a new node with --join (docs/recover.md)",
+		h, short(h.Cluster), at.UTC().Format(time.DateOnly), short(self.Cluster), self)
 }
 
 func refuseFresh(fresh, other Hello) *Refusal {
