@@ -145,6 +145,7 @@ func TestRunExitCodes(t *testing.T) {
 		"prove of nothing":    {[]string{"prove", "--data-dir", "does-not-exist", "example.com/m@v1.0.0"}, 1, "--data-dir: stat does-not-exist"},
 		"prove of another":    {[]string{"prove", "--data-dir", "testdata", "example.com/m@v1.0.0"}, 1, "there is no catalog.db"},
 		"ack-fork of nothing": {[]string{"sumdb", "ack-fork", "--data-dir", "does-not-exist", "x"}, 1, "--data-dir"},
+		"audit of another":    {[]string{"cluster", "audit", "--data-dir", "testdata"}, 1, "there is no catalog.db"},
 		"ack-fork of another": {[]string{"sumdb", "ack-fork", "--data-dir", "testdata", "x"}, 1, "there is no catalog.db"},
 		"prove without @":     {[]string{"prove", "example.com/m"}, 2, "is not module@version"},
 		"prove a bad version": {[]string{"prove", "example.com/m@latest"}, 2, "latest"},

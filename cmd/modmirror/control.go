@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
 
@@ -36,6 +37,22 @@ func controlFlags(cmd *cobra.Command) *control {
 	fs.StringVar(&c.tls.Cert, "tls-cert", "", "the `file` with a certificate")
 	fs.StringVar(&c.tls.Key, "tls-key", "", "the `file` with its key")
 	return c
+}
+
+// stopped opens the catalog in the data directory, unless --peer says which node is meant, or the node in it runs: then there is
+// none. Whoever named the directory is told if it is no mirror's.
+func (c *control) stopped(cmd *cobra.Command) (*replicate.Catalog, error) {
+	if cmd.Flags().Changed("peer") {
+		return nil, nil
+	}
+	cat, err := openCatalog(c.dataDir)
+	switch {
+	case errors.Is(err, replicate.ErrLocked), (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoCatalog)) && !cmd.Flags().Changed("data-dir"):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return cat, nil
 }
 
 // credentials are what the node is shown.

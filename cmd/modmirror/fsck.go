@@ -103,6 +103,9 @@ func openCatalog(dir string) (*replicate.Catalog, error) {
 	return replicate.OpenCatalog(dir)
 }
 
+// errNoCatalog says that a directory is none of a mirror.
+var errNoCatalog = errors.New("there is no catalog.db: this is no mirror's data, or its catalog is lost")
+
 // hasCatalog reports whether dir is a mirror's data directory: a command that only looks at one must not make another.
 func hasCatalog(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
@@ -110,7 +113,7 @@ func hasCatalog(dir string) error {
 	}
 	_, err := os.Stat(filepath.Join(dir, "catalog.db"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("--data-dir %s: there is no catalog.db: this is no mirror's data, or its catalog is lost", dir)
+		return fmt.Errorf("--data-dir %s: %w", dir, errNoCatalog)
 	}
 	if err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
