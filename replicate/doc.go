@@ -80,6 +80,9 @@
 // While a node is removed: it is noted in the catalog, or nothing happened. From there on the leader, or the next one, takes
 // it out of the configuration.
 //
+// While a cluster is founded anew from a backup: a file in the directory keeps every node off it, until log, catalog and
+// node.json are there (refound.go).
+//
 // While entries are appended: bbolt's commit is atomic, the entries are there or not. Nobody was told that they are
 // committed.
 //

@@ -76,6 +76,9 @@ func Identify(dir string) (Identity, error) {
 
 // loadIdentity reads node.json, and creates it first for a node that has nothing yet.
 func loadIdentity(dir string) (id identity, err error) {
+	if err := checkRestored(dir); err != nil {
+		return id, err
+	}
 	path := filepath.Join(dir, "node.json")
 	if have, err := exists(path); err != nil {
 		return id, err

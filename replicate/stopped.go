@@ -25,7 +25,10 @@ type Catalog struct {
 // one does, and [fs.ErrNotExist] if there is none. Nothing is written. What is wrong with node.json and the log is left
 // for Check to say.
 func OpenCatalog(dir string) (*Catalog, error) {
-	c := &Catalog{catalog: newCatalog(filepath.Join(dir, "catalog.db")), dir: dir}
+	if err := checkRestored(dir); err != nil {
+		return nil, err
+	}
+	c := &Catalog{catalog: newCatalog(catalogPath(dir)), dir: dir}
 	if err := c.open(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
