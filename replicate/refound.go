@@ -40,32 +40,38 @@ func checkRestored(dir string) error {
 }
 
 // BeginRestore keeps nodes from using dir, durably, until [Refound] has come to its end. note is whatever the caller wants to find
-// again; if a restore was begun before, its note is returned instead. What an interrupted Refound left is removed.
+// again; if a restore was begun before, its note is returned, and stays.
 func BeginRestore(dir string, note any) (earlier json.RawMessage, err error) {
-	path := filepath.Join(dir, restoringName)
-	b, err := os.ReadFile(path)
-	switch {
-	case err == nil:
-		for _, name := range []string{"node.json", CatalogName, "raft"} { // of no node: the file was there first
-			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-				return nil, err
-			}
-		}
-		return b, errors.Join(sweep(dir), syncDir(dir))
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+	b, err := os.ReadFile(filepath.Join(dir, restoringName))
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return b, err
 	}
-	if b, err = json.Marshal(note); err != nil {
-		return nil, err
+	return nil, NoteRestore(dir, note)
+}
+
+// NoteRestore replaces the note of a restore that was begun.
+func NoteRestore(dir string, note any) error {
+	b, err := json.Marshal(note)
+	if err != nil {
+		return err
 	}
-	return nil, replaceFile(path, func(tmp string) error { return os.WriteFile(tmp, append(b, '\n'), 0o600) })
+	return replaceFile(filepath.Join(dir, restoringName), func(tmp string) error { return os.WriteFile(tmp, append(b, '\n'), 0o600) })
 }
 
 // Refound makes dir, in which [BeginRestore] has begun, the data directory of the first node of a new cluster, with the catalog in
-// the file at path, which is in dir, has been checked, and is gone afterwards. The audit says why.
+// the file at path, which is on the same file system, has been checked, and is gone afterwards. The audit says why. Log, catalog
+// and node.json that are there are what an earlier Refound left, and go.
 func Refound(dir, path string, audit ...Audit) (Identity, error) {
 	if have, err := exists(filepath.Join(dir, restoringName)); err != nil || !have {
 		return Identity{}, errors.Join(err, fmt.Errorf("%s: no restore was begun", dir))
+	}
+	for _, name := range []string{"node.json", CatalogName, filepath.Dir(logPath(""))} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return Identity{}, err
+		}
+	}
+	if err := syncDir(dir); err != nil {
+		return Identity{}, err
 	}
 	id := identity{Node: rand.Text(), Cluster: rand.Text(), State: stateFounded}
 	index, term, err := refoundCatalog(path, id, audit)
