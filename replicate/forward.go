@@ -30,6 +30,9 @@ func (n *Node) propose(ctx context.Context, c command, acks ...artifact.Ack) (re
 	if len(cmd) > maxCommand {
 		return result{}, fmt.Errorf("a command of %d bytes is too large for the log (%d): %w", len(cmd), maxCommand, artifact.ErrRefused)
 	}
+	if err := n.allowed(c); err != nil { // a leader of an older version only says that it does not know such a command
+		return result{}, err
+	}
 	for begin, try := time.Now(), 0; ; try++ {
 		moved := n.moved.wait()
 		r, err := n.proposeOnce(ctx, c, cmd, acks)
