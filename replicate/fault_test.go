@@ -3,6 +3,7 @@ package replicate
 import (
 	"errors"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,6 +94,8 @@ func TestReadsPassAHangingWrite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newMachine(t).catalog
 			hangs, gate, over := make(chan bool), make(chan bool), make(chan bool, 2)
+			release := sync.OnceFunc(func() { close(gate) })
+			defer release()
 			c.beforeCommit = func() error { close(hangs); <-gate; return errDisk }
 			go func() { _ = c.update(func(state) error { return nil }); over <- true }()
 			<-hangs
@@ -110,7 +113,7 @@ func TestReadsPassAHangingWrite(t *testing.T) {
 				}
 				runtime.Gosched() // for who waits
 			}
-			close(gate)
+			release()
 			<-over
 			<-over
 		})

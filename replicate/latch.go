@@ -32,7 +32,7 @@ func newLatch(dir string, onFault func(error)) *latch {
 }
 
 // errFull means that there is no room on the disk for a write, which left nothing behind.
-var errFull = errors.New("no space")
+var errFull = artifact.ErrNoSpace
 
 // isFull reports whether a write failed only because there is no room. It must have been refused when it was made: a disk
 // that runs full at fsync, as it may over a network, loses what it had taken, and says so once.
@@ -117,7 +117,7 @@ func (l *latch) fault() error {
 
 // hung is how long a write may take. Heartbeats do not depend on the disk, so a leader whose disk hangs would go on
 // leading for ever while nothing is written; a disk that is merely slow comes back long before.
-const hung = 30 * time.Second
+const hung = artifact.Hung
 
 // guard runs one write. It refuses if the latch is set, and sets it if the write fails or takes longer than limit. If the
 // disk is full the error matches errFull.
@@ -125,12 +125,9 @@ func (l *latch) guard(what string, limit time.Duration, write func() error) erro
 	if err := l.fault(); err != nil {
 		return err
 	}
-	watch := time.AfterFunc(limit, func() {
-		l.trip(fmt.Errorf("%s has been hanging for %v", what, limit))
-	})
-	defer watch.Stop()
-	if err := write(); isFull(err) && l.fault() == nil {
-		return fmt.Errorf("%s: %w on the disk of %s: %w: %w", what, errFull, l.dir, err, artifact.ErrUnavailable)
+	late := func() { l.trip(fmt.Errorf("%s has been hanging for %v", what, limit)) }
+	if err := artifact.Watch(limit, late, write); isFull(err) && l.fault() == nil {
+		return fmt.Errorf("%s: %w on the disk of %s: %w", what, errFull, l.dir, err)
 	} else if err != nil {
 		l.trip(fmt.Errorf("%s: %w", what, err))
 	}

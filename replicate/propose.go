@@ -83,7 +83,7 @@ func (n *Node) isShort() error {
 	if _, err := n.latch.short(); err != nil {
 		return err
 	}
-	return fmt.Errorf("there was %w on the disk of %s: %w", errFull, n.config.Dir, artifact.ErrUnavailable)
+	return fmt.Errorf("there was %w on the disk of %s", errFull, n.config.Dir)
 }
 
 var errClosed = fmt.Errorf("node is closed: %w", artifact.ErrUnavailable)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -18,6 +19,8 @@ import (
 type unsafeDisk struct {
 	rootDisk
 	fail func(op, name string) error // before each operation; nil: nothing fails
+	hang atomic.Pointer[chan bool]   // each operation waits until it is closed; nil: none does
+	slow string                      // the operation that waits
 
 	mu      sync.Mutex
 	dead    bool                // guarded by mu, as the rest: the power is off
@@ -33,6 +36,9 @@ type move struct{ from, to string }
 var errPower = errors.New("no power")
 
 func (d *unsafeDisk) step(op, name string) error {
+	if gate := d.hang.Load(); gate != nil && op == d.slow {
+		<-*gate
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.steps++

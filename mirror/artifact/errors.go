@@ -28,6 +28,9 @@ var (
 	// is committed can be read all the same.
 	ErrNoQuorum = fmt.Errorf("no majority of the voters can be reached: %w", ErrUnavailable)
 
+	// ErrNoSpace is an ErrUnavailable: there is no room for it on the disk of this node. Another node may have some.
+	ErrNoSpace error = noSpace{}
+
 	// ErrPolicy means that this mirror is configured not to serve the module.
 	ErrPolicy = errors.New("refused by policy")
 
@@ -38,3 +41,9 @@ var (
 	// ErrStale means that a compare-and-set lost against another one: read again and retry.
 	ErrStale = errors.New("stale")
 )
+
+// noSpace has the class of ErrUnavailable and not its text, which would be said twice.
+type noSpace struct{}
+
+func (noSpace) Error() string { return "no space" }
+func (noSpace) Unwrap() error { return ErrUnavailable }

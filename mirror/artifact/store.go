@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"modmirror/mirror/artifact/fault"
 )
@@ -42,8 +43,8 @@ import (
 //
 // After the first failed write, fsync, rename or read-back the store writes nothing more until it is opened again
 // ([Store.Err] says why): the kernel reports a failed fsync once and may let the next one pass although the bytes are
-// lost. Reading goes on. A full disk is not such a fault: it fails one draft, with [ErrUnavailable], and the next one
-// succeeds once there is space.
+// lost. So it is after a change of the disk that hangs longer than [Hung]. Reading goes on. A full disk is not such a fault:
+// it fails one draft, with [ErrNoSpace], and the next one succeeds once there is space.
 //
 // A Store is safe for concurrent use, by one process: who opens it holds the data directory's lock. How many drafts
 // are open at a time is the caller's business; each may take as many bytes of disk as its limit says.
@@ -63,9 +64,14 @@ type Store struct {
 
 	verified verified
 
+	hung    time.Duration // Hung, but for tests
+	writing context.Context
+	stop    context.CancelCauseFunc // ends writing
+
 	mu      sync.Mutex
 	onFault func(error) // guarded by mu; may be nil
 	failed  error       // guarded by mu; the first fault, which ends writing, or that the store is open for reading only
+	full    time.Time   // guarded by mu; when a change last found no space
 
 	quarantine shelf
 	damaged    damagedShelf
@@ -118,11 +124,14 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 	}
 	s := newStore(dir, root, rootDisk{root})
 	s.failed = fmt.Errorf("the store %s is %w: %w", dir, errReadOnly, ErrUnavailable)
+	s.stop(s.failed)
 	return s, nil
 }
 
 func newStore(dir string, root *os.Root, disk disk) *Store {
-	s := &Store{dir: dir, root: root, disk: disk}
+	s := &Store{dir: dir, root: root, hung: Hung}
+	s.disk = watchedDisk{disk, s}
+	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}
@@ -222,7 +231,19 @@ func (s *Store) StopWrites(reason error) {
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = fmt.Errorf("the store %s stopped writing: %v: %w", s.dir, reason, ErrUnavailable)
+		s.stop(s.failed)
 	}
+}
+
+// Writing returns a context that ends when writing does; its cause is what [Store.Err] returns then. It is for who waits for
+// something that would have to be written.
+func (s *Store) Writing() context.Context { return s.writing }
+
+// Full returns when a change of the disk last failed for want of space; zero if none did. A quota shows nowhere else.
+func (s *Store) Full() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.full
 }
 
 // errReadOnly is why a store that is open for reading only does not write. It is no fault.
@@ -238,8 +259,11 @@ func (s *Store) Err() error {
 // fault turns the error of a write into the error for the caller, and ends writing unless the disk is merely full.
 // It hides err's identity: a missing directory must not look like a missing artifact.
 func (s *Store) fault(what string, err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("no space: %s: %v: %w", what, err, ErrUnavailable)
+	if isFull(err) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.full = time.Now()
+		return fmt.Errorf("%w: %s: %v", ErrNoSpace, what, err)
 	}
 	if errors.Is(err, fs.ErrClosed) {
 		return fmt.Errorf("%s: the store is closed: %w", what, ErrUnavailable)
@@ -247,12 +271,15 @@ func (s *Store) fault(what string, err error) error {
 	return s.latch(what, err)
 }
 
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
 // latch ends writing and returns the reason, which is the first one.
 func (s *Store) latch(what string, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = fmt.Errorf("the store %s stopped writing: %s: %v: %w", s.dir, what, err, ErrUnavailable)
+		s.stop(s.failed)
 		if s.onFault != nil {
 			go s.onFault(s.failed)
 		}
@@ -286,8 +313,11 @@ func (s *Store) Hold(limit int64) (*Draft, error) {
 func (s *Store) create() (name string, f file, err error) {
 	name = draftPrefix + strings.ToLower(rand.Text())
 	f, err = s.disk.Create(name)
-	if errors.Is(err, syscall.EROFS) {
-		return "", nil, s.fault("create a draft", err) // it was not when the store was opened: so the kernel treats a disk with errors
+	if errors.Is(err, syscall.EROFS) || isFull(err) { // of a disk with errors the kernel makes one that can only be read; one without room for a file may have some for bytes
+		return "", nil, s.fault("create a draft", err)
+	}
+	if fault := s.Err(); err != nil && fault != nil {
+		return "", nil, fault
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("create a draft: %v: %w", err, ErrUnavailable) // too many open files, say: nothing is lost
@@ -417,6 +447,8 @@ func (s *Store) Remove(d Digest) error {
 	name := blobName(d)
 	if err := s.disk.Remove(name); errors.Is(err, fs.ErrNotExist) {
 		return nil
+	} else if fault := s.Err(); err != nil && fault != nil {
+		return fault
 	} else if err != nil {
 		return fmt.Errorf("remove sha256:%s: %v: %w", d, err, ErrUnavailable)
 	}

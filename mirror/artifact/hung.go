@@ -1,0 +1,78 @@
+package artifact
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// Hung is how long one write, fsync or rename may take before the disk counts as failed. Nothing depends on the disk that would
+// notice a hanging one otherwise; one that is merely slow comes back long before.
+const Hung = 30 * time.Second
+
+// Watch runs write, which changes a disk, and calls late if that is not over after limit. It returns what write does, whenever
+// that is: what hangs in the kernel cannot be given up.
+func Watch(limit time.Duration, late func(), write func() error) error {
+	watch := time.AfterFunc(limit, late)
+	defer watch.Stop()
+	return write()
+}
+
+// watchedDisk is the disk of a Store. A change that hangs ends writing as one that fails does; when it comes back it has failed,
+// too late to be believed.
+type watchedDisk struct {
+	disk
+	s *Store
+}
+
+func (d watchedDisk) watch(what string, write func() error) error {
+	var late atomic.Pointer[error] // of this one; what else fails meanwhile is the others' business
+	err := Watch(d.s.hung, func() {
+		fault := d.s.latch(what, fmt.Errorf("it has been hanging for %v", d.s.hung))
+		late.Store(&fault)
+	}, write)
+	if fault := late.Load(); fault != nil {
+		return *fault
+	}
+	return err
+}
+
+func (d watchedDisk) Create(name string) (f file, err error) {
+	err = d.watch("create a file", func() (err error) { f, err = d.disk.Create(name); return err })
+	if err != nil {
+		if f != nil {
+			_ = f.Close() // nothing was written
+		}
+		return nil, err
+	}
+	return watchedFile{f, d}, nil
+}
+
+func (d watchedDisk) Rename(oldname, newname string) error {
+	return d.watch("rename a file", func() error { return d.disk.Rename(oldname, newname) })
+}
+
+func (d watchedDisk) Remove(name string) error {
+	return d.watch("remove a file", func() error { return d.disk.Remove(name) })
+}
+
+func (d watchedDisk) Mkdir(name string) error {
+	return d.watch("make a directory", func() error { return d.disk.Mkdir(name) })
+}
+
+func (d watchedDisk) SyncDir(name string) error {
+	return d.watch("fsync a directory", func() error { return d.disk.SyncDir(name) })
+}
+
+// watchedFile is a file of a watchedDisk. That a read hangs is not told from here: nothing is lost by it.
+type watchedFile struct {
+	file
+	on watchedDisk
+}
+
+func (f watchedFile) Write(p []byte) (n int, err error) {
+	err = f.on.watch("write to a file", func() error { n, err = f.file.Write(p); return err })
+	return n, err
+}
+
+func (f watchedFile) Sync() error { return f.on.watch("fsync a file", f.file.Sync) }
