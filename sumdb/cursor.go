@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path"
 	"strconv"
 	"strings"
 
@@ -71,26 +69,12 @@ func (s *TileStore) cursor() (cursor, error) {
 }
 
 // setCursor replaces the cursor, durably. The tiles that it speaks of are durable already.
-func (s *TileStore) setCursor(c cursor) (err error) {
+func (s *TileStore) setCursor(c cursor) error {
 	if err := s.Err(); err != nil || s.fixed {
 		return fmt.Errorf("store cursor: writing stopped: %w: %w", err, artifact.ErrUnavailable)
 	}
-	temp := path.Join(tileTemp, strconv.FormatUint(s.names.Add(1), 10))
-	f, err := s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return err
-	}
-	if _, err = f.WriteString(c.String()); err == nil {
-		err = s.fsync(f)
-	}
-	if err2 := f.Close(); err == nil {
-		err = err2
-	}
-	if err == nil {
-		err = s.root.Rename(temp, cursorFile)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("store cursor: %w", err), s.root.Remove(temp))
+	if err := s.replaceFile(cursorFile, []byte(c.String()), func() {}); err != nil {
+		return fmt.Errorf("store cursor: %w", err)
 	}
 	return s.syncDir(".")
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sync/errgroup"
@@ -51,12 +52,14 @@ type TileStore struct {
 	hot   *cache[tileKey, []byte] // durable tiles, the widest known; the bytes are never changed
 	names atomic.Uint64           // for temporary files
 	sync  func(*os.File) error    // (*os.File).Sync, but for tests
+	hung  time.Duration           // artifact.Hung, but for tests
 
 	mu     sync.Mutex
 	busy   map[tileKey]chan struct{} // guarded by mu; tiles being written; closed when done
 	unsure map[tileKey]bool          // guarded by mu; tiles that have their name, but perhaps not after a crash
 	dirs   map[string]bool           // guarded by mu; directories whose own entry is durable
-	failed error                     // guarded by mu; an fsync failed: nothing more is written
+	failed error                     // guarded by mu; the first fault: nothing more is written
+	broken chan struct{}             // closed with failed
 
 	onFault func(error) // guarded by mu; nil: nobody wants to know
 }
@@ -108,6 +111,8 @@ func newTileStore(root *os.Root) *TileStore {
 		root:   root,
 		hot:    newCache[tileKey, []byte](hotTiles),
 		sync:   (*os.File).Sync,
+		hung:   artifact.Hung,
+		broken: make(chan struct{}),
 		busy:   make(map[tileKey]chan struct{}),
 		unsure: make(map[tileKey]bool),
 		dirs:   make(map[string]bool),
@@ -228,15 +233,15 @@ func checkTile(t tlog.Tile) error {
 	return nil
 }
 
-// Err returns the failed fsync that ended writing, or nil while the store takes tiles.
+// Err returns the fault that ended writing, or nil while the store takes tiles.
 func (s *TileStore) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failed
 }
 
-// OnFault makes the store call f once, on a goroutine of its own, with the failed fsync that ends writing; at once if that
-// has happened already.
+// OnFault makes the store call f once, on a goroutine of its own, with the fault that ends writing; at once if that has
+// happened already.
 func (s *TileStore) OnFault(f func(error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,8 +253,8 @@ func (s *TileStore) OnFault(f func(error)) {
 
 // Put stores tiles, which must be authenticated, and returns when all of them are durable. What is there in the same or
 // a greater width is kept; what is there and differs was damaged on disk and is replaced. An error matches
-// [artifact.ErrUnavailable]; after a failed fsync there is nothing but errors until the store is opened again, because
-// what the kernel then holds of the file is not known.
+// [artifact.ErrUnavailable]; after a write or an fsync that failed, or hung, there is nothing but errors until the store is
+// opened again, because what the kernel then holds of the file is not known. A full disk is no such fault.
 func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
 	if s.fixed {
 		return fmt.Errorf("store tiles: opened to be read only: %w", artifact.ErrUnavailable)
@@ -276,9 +281,12 @@ func (s *TileStore) Put(tiles []tlog.Tile, data [][]byte) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	keys := s.lock(batch)
+	keys, err := s.lock(batch)
 	defer s.unlock(keys)
-	if err := s.write(keys, batch); err != nil {
+	if err == nil {
+		err = s.write(keys, batch)
+	}
+	if err != nil {
 		return fmt.Errorf("store tiles: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return nil
@@ -321,11 +329,29 @@ func (s *TileStore) write(keys []tileKey, batch map[tileKey][]byte) error {
 }
 
 // writeFile puts b in the place of the tile k, through a temporary file. The directory is left to be fsynced.
-func (s *TileStore) writeFile(k tileKey, b []byte) (err error) {
+func (s *TileStore) writeFile(k tileKey, b []byte) error {
 	name := k.path()
-	temp := path.Join(tileTemp, strconv.FormatUint(s.names.Add(1), 10))
-	f, err := s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	err := s.change("make a directory of tiles", func() error { return s.root.MkdirAll(path.Dir(name), 0o777) })
 	if err != nil {
+		return err
+	}
+	return s.replaceFile(name, tileFile(b), func() {
+		s.mu.Lock()
+		s.unsure[k] = true
+		s.mu.Unlock()
+		fault.Point(fault.TileRename)
+	})
+}
+
+// replaceFile makes data the contents of name, through a temporary file, and calls before first when it has that. The
+// directory is left to be fsynced.
+func (s *TileStore) replaceFile(name string, data []byte, before func()) (err error) {
+	temp := path.Join(tileTemp, strconv.FormatUint(s.names.Add(1), 10))
+	var f *os.File
+	if err := s.change("create a file", func() (err error) {
+		f, err = s.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+		return err
+	}); err != nil {
 		return err
 	}
 	defer func() {
@@ -333,23 +359,17 @@ func (s *TileStore) writeFile(k tileKey, b []byte) (err error) {
 			err = errors.Join(err, s.root.Remove(temp))
 		}
 	}()
-	if _, err = f.Write(tileFile(b)); err == nil {
+	if err = s.change("write a file", func() error { _, err := f.Write(data); return err }); err == nil {
 		err = s.fsync(f)
 	}
-	if err2 := f.Close(); err == nil {
+	if err2 := s.change("close a file", f.Close); err == nil {
 		err = err2
 	}
 	if err != nil {
 		return err
 	}
-	if err = s.root.MkdirAll(path.Dir(name), 0o777); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.unsure[k] = true
-	s.mu.Unlock()
-	fault.Point(fault.TileRename)
-	return s.root.Rename(temp, name)
+	before()
+	return s.change("rename a file", func() error { return s.root.Rename(temp, name) })
 }
 
 // syncParents fsyncs the directories of keys, and above them those that are new. The files of keys are durable then.
@@ -395,18 +415,49 @@ func (s *TileStore) syncDir(dir string) error {
 // fsync makes f durable. Its failure is final, but for a full disk: the temporary file goes then, and the next attempt
 // writes another.
 func (s *TileStore) fsync(f *os.File) error {
-	err := fault.Error(fault.TileFsync)
+	return s.change("fsync", func() error {
+		err := fault.Error(fault.TileFsync)
+		if err == nil {
+			err = s.sync(f)
+		}
+		if isFull(err) && isDir(f) { // not forgiven: the name is in place, and the next fsync may pass without it
+			err = fmt.Errorf("of a directory: %v", err)
+		}
+		return err
+	})
+}
+
+// change makes one change of the disk. If it fails, or hangs, it is the last one, unless there was no room, or too many files
+// are open: then nothing was lost.
+func (s *TileStore) change(what string, f func() error) error {
+	err := artifact.Watch(s.hung, func() { s.latch(fmt.Errorf("%s: it has been hanging for %v", what, s.hung)) }, f)
 	if err == nil {
-		err = s.sync(f)
+		return s.Err() // also of one that came back too late
 	}
-	if err != nil {
-		err = fmt.Errorf("fsync: %w", err)
-		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); full && !isDir(f) {
+	err = fmt.Errorf("%s: %w", what, err)
+	if isFull(err) {
+		return fmt.Errorf("%w: %w", artifact.ErrNoSpace, err)
+	}
+	for _, passing := range []error{syscall.EMFILE, syscall.ENFILE, fs.ErrClosed} {
+		if errors.Is(err, passing) {
 			return err
 		}
-		s.latch(err)
 	}
+	s.latch(err)
 	return err
+}
+
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// StopWrites ends writing as a fault of the store's own disk does: for whoever keeps other files on that disk and saw a write
+// of them fail. Only the first reason counts. f of OnFault is not called for it.
+func (s *TileStore) StopWrites(reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = reason
+		close(s.broken)
+	}
 }
 
 // latch ends writing. Only the first reason counts.
@@ -415,6 +466,7 @@ func (s *TileStore) latch(err error) {
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = err
+		close(s.broken)
 		if s.onFault != nil {
 			go s.onFault(err)
 		}
@@ -426,9 +478,9 @@ func isDir(f *os.File) bool {
 	return err != nil || fi.IsDir()
 }
 
-// lock waits until nobody else writes the tiles of batch. Keys are taken in order, so that two batches cannot wait for
-// each other.
-func (s *TileStore) lock(batch map[tileKey][]byte) []tileKey {
+// lock waits until nobody else writes the tiles of batch, or the store stops writing, and returns the keys that it has taken.
+// They are taken in order, so that two batches cannot wait for each other.
+func (s *TileStore) lock(batch map[tileKey][]byte) (taken []tileKey, err error) {
 	keys := make([]tileKey, 0, len(batch))
 	for k := range batch {
 		keys = append(keys, k)
@@ -437,18 +489,23 @@ func (s *TileStore) lock(batch map[tileKey][]byte) []tileKey {
 	for _, k := range keys {
 		for {
 			s.mu.Lock()
-			other, taken := s.busy[k]
-			if !taken {
+			other, busy := s.busy[k]
+			if !busy {
 				s.busy[k] = make(chan struct{})
 			}
 			s.mu.Unlock()
-			if !taken {
+			if !busy {
 				break
 			}
-			<-other
+			select {
+			case <-other:
+			case <-s.broken: // the other one may never come back
+				return taken, fmt.Errorf("writing stopped after %w", s.Err())
+			}
 		}
+		taken = append(taken, k)
 	}
-	return keys
+	return taken, nil
 }
 
 func (s *TileStore) unlock(keys []tileKey) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -274,6 +275,88 @@ func TestFsyncFailureStopsWrites(t *testing.T) {
 	}
 	if err := s.Err(); !errors.Is(err, syscall.EIO) {
 		t.Errorf("Err: %v", err)
+	}
+}
+
+// Any change of the disk that fails is the last one, and so is one that hangs; what was stored stays readable.
+func TestTileFaultsStopWrites(t *testing.T) {
+	for name, fail := range map[string]struct {
+		begin func(s *TileStore, dir string) (end func())
+		want  string
+	}{
+		"create": {func(_ *TileStore, dir string) func() {
+			temp := filepath.Join(dir, tileTemp)
+			if err := os.Remove(temp); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Mkdir(temp, 0o777); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, "create a file"},
+		"hang": {func(s *TileStore, _ string) func() {
+			s.hung = time.Millisecond
+			s.sync = func(f *os.File) error {
+				for s.Err() == nil {
+					runtime.Gosched()
+				}
+				return f.Sync() // it comes back, too late
+			}
+			return func() { s.sync = (*os.File).Sync }
+		}, "hanging for 1ms"},
+		"another part's disk": {func(s *TileStore, _ string) func() { s.StopWrites(errors.New("the log failed")); return func() {} }, "the log failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openTiles(t, dir)
+			put(t, s, tileAtW(0, 1, 9))
+			faults := make(chan error, 9)
+			s.OnFault(func(err error) { faults <- err })
+			end := fail.begin(s, dir)
+			bad := func(n int64) {
+				t.Helper()
+				err := s.Put([]tlog.Tile{tileAtW(0, n, 9)}, [][]byte{hashBytes(uint64(n), 9)})
+				if !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), fail.want) {
+					t.Errorf("Put: %v, want %q", err, fail.want)
+				}
+			}
+			bad(2)
+			end()
+			bad(3)
+			if err := s.setCursor(cursor{}); !errors.Is(err, artifact.ErrUnavailable) {
+				t.Errorf("setCursor: %v", err)
+			}
+			if _, err := s.Tile(tileAtW(0, 1, 9)); err != nil {
+				t.Errorf("Tile: %v", err)
+			}
+			if name != "another part's disk" {
+				if err := <-faults; !strings.Contains(err.Error(), fail.want) {
+					t.Errorf("OnFault(%v)", err)
+				}
+			}
+			if len(faults) > 0 {
+				t.Errorf("OnFault(%v)", <-faults)
+			}
+		})
+	}
+}
+
+// Who needs the tile that another one hangs with in the disk is told so, and does not wait with it.
+func TestNobodyWaitsForAHangingTile(t *testing.T) {
+	s := openTiles(t, t.TempDir())
+	s.hung = 50 * time.Millisecond
+	gate, hangs, over := make(chan struct{}), make(chan struct{}, 9), make(chan error, 1)
+	s.sync = func(f *os.File) error { hangs <- struct{}{}; <-gate; return f.Sync() }
+	tile, data := []tlog.Tile{tileAtW(0, 2, 9)}, [][]byte{hashBytes(2, 9)}
+	go func() { over <- s.Put(tile, data) }()
+	<-hangs
+	if err := s.Put(tile, data); !errors.Is(err, artifact.ErrUnavailable) || !strings.Contains(err.Error(), "hanging") {
+		t.Errorf("Put of the same tile: %v", err)
+	}
+	close(gate)
+	if err := <-over; !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("Put that hung: %v", err)
 	}
 }
 
