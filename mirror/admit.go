@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,14 +33,16 @@ func (m *Mirror) Admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 
 // admit is Admit, no faster than pace lets it, if there is one.
 func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.Reader, source string, pace pacer) error {
+	if err := cmp.Or(m.config.Store.Err(), m.room(ref.Size)); err != nil { // at once: whoever sends it asks another node
+		return err
+	}
+	waiting, cancel := m.whileWriting(ctx) // what has a slot may hang in the disk
+	defer cancel()
 	select {
 	case m.admits <- struct{}{}:
 		defer func() { <-m.admits }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if err := m.config.Store.Err(); err != nil {
-		return err
+	case <-waiting.Done():
+		return context.Cause(waiting)
 	}
 	a := &admission{m: m, mv: man.Module, kind: k, ref: ref, source: source, pace: pace}
 	if err := a.prove(ctx, man); err != nil {

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,11 @@ func (m *Mirror) Bring(ctx context.Context, mv module.Version, k artifact.Kind) 
 	if err := m.knownAbsent(key); err != nil {
 		return man, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
+	if err := cmp.Or(m.config.Store.Err(), m.room(0)); err != nil {
+		return man, fmt.Errorf("%s %s: %w", mv, k, err)
+	}
+	ctx, cancel := m.whileWriting(ctx)
+	defer cancel()
 	l, err := m.own(ctx, mv, k, key, "peer", m.slots(k))
 	if err != nil {
 		return man, fmt.Errorf("%s %s: %w", mv, k, err)
@@ -142,7 +148,8 @@ func (m *Mirror) arrived(ctx context.Context, mv module.Version, k artifact.Kind
 		case <-wake:
 		case <-time.After(catalogPoll):
 		case <-late.C:
-			return bringing{}, fmt.Errorf("another node has committed it, and it has not arrived here within %v: %w", catalogWait, artifact.ErrUnavailable)
+			late := fmt.Errorf("another node has committed it, and it has not arrived here within %v: %w", catalogWait, artifact.ErrUnavailable)
+			return bringing{}, errors.Join(m.room(0), late)
 		case <-ctx.Done():
 			return bringing{}, context.Cause(ctx)
 		}

@@ -31,17 +31,25 @@ func openFiles(dir string, store *artifact.Store) (*dataFiles, error) {
 
 // write makes data the contents of name, durably.
 func (d *dataFiles) write(name string, data []byte) error {
+	return d.change("write "+name, func() error {
+		err := d.writeTemp(name+tmpSuffix, data)
+		if err == nil {
+			err = d.root.Rename(name+tmpSuffix, name)
+		}
+		if err == nil {
+			err = d.syncDir(path.Dir(name))
+		}
+		return err
+	})
+}
+
+// change makes a change of the disk, unless one has failed before, or hung.
+func (d *dataFiles) change(what string, f func() error) error {
 	if err := d.store.Err(); err != nil {
 		return err
 	}
-	err := d.writeTemp(name+tmpSuffix, data)
-	if err == nil {
-		err = d.root.Rename(name+tmpSuffix, name)
-	}
-	if err == nil {
-		err = d.syncDir(path.Dir(name))
-	}
-	return d.fault("write "+name, err)
+	late := func() { d.store.Fault(what, fmt.Errorf("it has been hanging for %v", artifact.Hung)) }
+	return d.fault(what, artifact.Watch(artifact.Hung, late, f))
 }
 
 func (d *dataFiles) writeTemp(name string, data []byte) error {
@@ -66,10 +74,12 @@ func (d *dataFiles) syncDir(name string) error {
 
 // mkdir makes a directory in the data directory, if it is not there, durably.
 func (d *dataFiles) mkdir(name string) error {
-	if err := d.root.Mkdir(name, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return d.fault("make "+name, err)
-	}
-	return d.fault("make "+name, d.syncDir("."))
+	return d.change("make "+name, func() error {
+		if err := d.root.Mkdir(name, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		return d.syncDir(".")
+	})
 }
 
 // read returns the contents of name, of at most limit bytes.
@@ -88,10 +98,12 @@ func (d *dataFiles) read(name string, limit int64) ([]byte, error) {
 
 // remove removes name. That it may come back after a power cut does no harm to anything here.
 func (d *dataFiles) remove(name string) error {
-	if err := d.root.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return d.fault("remove "+name, err)
-	}
-	return nil
+	return d.change("remove "+name, func() error {
+		if err := d.root.Remove(name); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
 }
 
 // fault says what could not be written. A disk that is full or open for reading only will be asked again; after any other
@@ -100,12 +112,13 @@ func (d *dataFiles) fault(what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	said := fmt.Errorf("%s: %v: %w", what, err, artifact.ErrUnavailable)
+	if fault := d.store.Err(); fault != nil { // it hung, and came back too late
+		return fault
+	}
 	for _, passing := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, os.ErrClosed} {
 		if errors.Is(err, passing) {
-			return said
+			return fmt.Errorf("%s: %v: %w", what, err, artifact.ErrUnavailable)
 		}
 	}
-	d.store.StopWrites(said)
-	return said
+	return d.store.Fault(what, err)
 }

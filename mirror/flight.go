@@ -153,7 +153,10 @@ func (f *flights) leave() {
 	f.running.Done()
 }
 
-// close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for.
+// lingering is how long close waits for work that was cancelled: what hangs in the disk may never end.
+const lingering = 30 * time.Second
+
+// close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for a while.
 // What came of work that ended in time may still be on its way to its passengers when close returns.
 func (f *flights) close(ctx context.Context) error {
 	f.mu.Lock()
@@ -172,6 +175,10 @@ func (f *flights) close(ctx context.Context) error {
 		f.giveUp()
 	}
 	f.stop()
-	<-done
+	select {
+	case <-done:
+	case <-time.After(lingering):
+		err = fmt.Errorf("some work has not ended %v after it was cancelled: the disk hangs", lingering)
+	}
 	return err
 }

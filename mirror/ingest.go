@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		}
 		return have, small, nil
 	}
-	if err := m.config.Store.Err(); err != nil {
+	if err := cmp.Or(m.config.Store.Err(), m.room(0)); err != nil {
 		return have, nil, err // nobody is asked for what cannot be kept
 	}
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
@@ -101,6 +102,9 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 // accept is steps 2 to 4, for the body that one source sends. It says no with ErrRefused or ErrMalformed if that is the
 // source's fault.
 func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source string) (err error) {
+	if err := in.m.room(max(size, 0)); size <= in.kind.Limit() && err != nil {
+		return err
+	}
 	create := in.m.config.Store.Hold // an info or go.mod is published with its bytes, but for a very large one
 	if in.kind == artifact.Zip {
 		create = in.m.config.Store.Create

@@ -111,6 +111,10 @@ type Config struct {
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
 	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
 
+	// Room says why this node has no room on its disk for so many bytes more; the error matches artifact.ErrNoSpace. Asked with 0
+	// it says whether there is any room at all. It must not wait for the disk. nil: there always is.
+	Room func(need int64) error
+
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
 	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s
@@ -162,6 +166,7 @@ type Mirror struct {
 	admits   chan struct{} // slots of blobs that come from peers
 	asks     chan struct{} // slots of questions to peers
 	pulls    chan struct{} // slots of pulls for clients
+	passing  chan struct{} // slot of what is sent and not kept
 	clients  atomic.Int64  // pulls for clients under way; those of Follow give way
 	pending  *pending      // nil: what cannot be committed is not kept
 	followed follower      // what Progress reports
@@ -211,6 +216,7 @@ func New(c Config) (*Mirror, error) {
 		admits:    make(chan struct{}, c.MaxZipFetches),
 		asks:      make(chan struct{}, c.MaxQueue),
 		pulls:     make(chan struct{}, c.MaxZipFetches),
+		passing:   make(chan struct{}, 1),
 	}
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList

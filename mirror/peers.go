@@ -92,6 +92,7 @@ var classes = []struct {
 	{"refused", artifact.ErrRefused},
 	{"malformed", artifact.ErrMalformed},
 	{"no quorum", artifact.ErrNoQuorum},
+	{"no space", artifact.ErrNoSpace},
 	{"late", context.DeadlineExceeded},
 	{"late", os.ErrDeadlineExceeded},
 	{"stale", artifact.ErrStale},

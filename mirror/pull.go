@@ -19,7 +19,11 @@ func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kin
 	if err == nil || m.config.Peers == nil || !blob || !errors.Is(err, artifact.ErrDamaged) {
 		return small, f, err
 	}
-	if perr := m.pull(ctx, man, k); perr != nil {
+	passing, perr := m.pull(ctx, man, k)
+	if passing != nil {
+		return passing, nil, nil
+	}
+	if perr != nil {
 		if late := (*waitError)(nil); errors.As(perr, &late) || ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("%s %s: %w", man.Module, k, perr)
 		}
@@ -29,18 +33,28 @@ func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kin
 	return m.load(ctx, man, k)
 }
 
-// pull brings a published blob here for a client, or joins whoever does.
-func (m *Mirror) pull(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
-	key := "pull " + man.Ref(k).Digest.String()
-	_, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.ZipBudget, m.pulls, func(ctx context.Context) (struct{}, error) {
+// pull brings a published blob here for a client, or joins whoever does. If there is no room to keep it, it returns its bytes.
+func (m *Mirror) pull(ctx context.Context, man artifact.Manifest, k artifact.Kind) ([]byte, error) {
+	if err := m.config.Store.Err(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := m.whileWriting(ctx)
+	defer cancel()
+	ref := man.Ref(k)
+	key := "pull " + ref.Digest.String()
+	l, err := fly(ctx, m.flights, key, m.config.ClientWait, m.config.ZipBudget, m.pulls, func(ctx context.Context) ([]byte, error) {
 		if _, f, err := m.load(ctx, man, k); err == nil { // somebody was done just before
-			return struct{}{}, closed(f)
+			return nil, closed(f)
 		}
 		m.clients.Add(1)
 		defer m.clients.Add(-1)
-		return struct{}{}, m.fetchBlob(ctx, man, k, nil)
+		err := m.fetchBlob(ctx, man, k, nil)
+		if errors.Is(err, artifact.ErrNoSpace) && ref.Size <= maxPassing {
+			return m.fetchPassing(ctx, man, k)
+		}
+		return nil, err
 	})
-	return err
+	return l.value, err
 }
 
 // closed closes f, which was only read, if there is one.
@@ -54,6 +68,9 @@ func closed(f *os.File) error {
 // fetchBlob takes a published blob from the nearest peer that has the right bytes, through the gate.
 func (m *Mirror) fetchBlob(ctx context.Context, man artifact.Manifest, k artifact.Kind, pace pacer) error {
 	ref := man.Ref(k)
+	if err := m.room(ref.Size); err != nil {
+		return err
+	}
 	admitted := false
 	err := m.config.Peers.Fetch(ctx, ref, func(body io.Reader, size int64, source string) error {
 		if size >= 0 && size != ref.Size {

@@ -313,6 +313,11 @@ func (m *Mirror) bringHere(ctx context.Context, mv module.Version, k artifact.Ki
 
 // bringIn has one artifact brought in, by another node if it is its turn, or joins whoever does that.
 func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
+	if err := m.config.Store.Err(); err != nil {
+		return landed[bringing]{}, err // nobody is asked for what cannot be kept
+	}
+	ctx, cancel := m.whileWriting(ctx)
+	defer cancel()
 	if m.config.Peers != nil {
 		return m.resolve(ctx, mv, k, key, id, slots)
 	}

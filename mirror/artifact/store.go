@@ -224,6 +224,10 @@ func (s *Store) OnFault(f func(error)) {
 	}
 }
 
+// Fault ends writing because of err, as a failed write of the store's own does, and returns the reason, which is the first one:
+// for whoever keeps other files in the data directory. f of OnFault is told.
+func (s *Store) Fault(what string, err error) error { return s.latch(what, err) }
+
 // StopWrites ends writing as a fault of the store's own disk does: for whoever keeps other files on that disk and saw a write
 // of them fail. Only the first reason counts. f of OnFault is not called for it.
 func (s *Store) StopWrites(reason error) {
