@@ -182,7 +182,11 @@ func Open(c Config) (*DB, error) {
 			db.sources = append(db.sources, newSource(len(db.sources), c.Direct, false))
 		}
 	}
-	if db.metrics, err = newMetrics(c.Metrics, db.name, db.cached); err != nil {
+	checked := db.lastChecked(time.Now())
+	if len(db.sources) == 0 {
+		checked = nil
+	}
+	if db.metrics, err = newMetrics(c.Metrics, db.name, db.cached, checked); err != nil {
 		return nil, fmt.Errorf("checksum database %s: %w", db.name, err)
 	}
 	db.ctx, db.cancel = context.WithCancel(context.Background())
@@ -193,6 +197,16 @@ func Open(c Config) (*DB, error) {
 func (db *DB) cached() int64 {
 	return db.heads.size() + db.verified.size() + db.absent.size() + db.composed.size() + db.tilePaths.size() +
 		db.seen.size() + db.others.size() + db.ready.size() + db.Tiles.Cached()
+}
+
+// lastChecked returns a function that says when a source last confirmed the head; start as long as none has.
+func (db *DB) lastChecked(start time.Time) func() time.Time {
+	return func() time.Time {
+		if at := db.checked.Load(); at != 0 {
+			return time.Unix(0, at)
+		}
+		return start
+	}
 }
 
 // Name returns the database's name.

@@ -32,11 +32,13 @@ type metrics struct {
 	behind     prometheus.Gauge
 	size       prometheus.Gauge
 	cached     prometheus.GaugeFunc
+	checked    prometheus.GaugeFunc // nil: no source is ever asked
 
 	good map[string]prometheus.Counter // of served, by class, with the status 200: looked up once; never changed
 }
 
-func newMetrics(reg prometheus.Registerer, database string, cached func() int64) (*metrics, error) {
+// newMetrics registers the metrics of a database. checked says when a source last confirmed the head; nil: none is asked.
+func newMetrics(reg prometheus.Registerer, database string, cached func() int64, checked func() time.Time) (*metrics, error) {
 	labels := prometheus.Labels{"database": database}
 	counter := func(name, help string) prometheus.CounterOpts {
 		return prometheus.CounterOpts{Namespace: "modmirror", Subsystem: "sumdb", Name: name, Help: help, ConstLabels: labels}
@@ -68,6 +70,12 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64)
 			Namespace: "modmirror", Subsystem: "sumdb", Name: "cache_bytes", Help: "Bytes of memory that records, heads and tiles take.", ConstLabels: labels,
 		}, func() float64 { return float64(cached()) }),
 	}
+	if checked != nil {
+		m.checked = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "modmirror", Subsystem: "sumdb", Name: "head_checked_timestamp_seconds", ConstLabels: labels,
+			Help: "When a source last confirmed the committed tree head to this node, in seconds since 1970; if none has since the start, that of the start.",
+		}, func() float64 { return float64(checked().UnixMilli()) / 1000 })
+	}
 	m.good = make(map[string]prometheus.Counter)
 	for _, class := range []string{"supported", "latest", "lookup", "tile"} {
 		m.good[class] = m.served.WithLabelValues(class, "200")
@@ -87,7 +95,11 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64)
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badPeers, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.behind, m.size, m.cached}
+	all := []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badPeers, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.behind, m.size, m.cached}
+	if m.checked != nil {
+		all = append(all, m.checked)
+	}
+	return all
 }
 
 func (m *metrics) unregister() {

@@ -13,6 +13,7 @@ type metrics struct {
 	registry prometheus.Registerer
 	refusals *prometheus.CounterVec
 	conns    prometheus.GaugeFunc
+	expires  prometheus.GaugeFunc
 }
 
 const metricPrefix = "modmirror_peer_"
@@ -28,20 +29,39 @@ func newMetrics(l *Link) (*metrics, error) {
 		defer l.mu.Unlock()
 		return float64(len(l.conns))
 	})
-	if err := m.registry.Register(m.refusals); err != nil {
-		return nil, err
-	}
-	if err := m.registry.Register(m.conns); err != nil {
-		m.registry.Unregister(m.refusals)
-		return nil, err
+	kind := map[bool]string{true: filesLabel, false: "token"}[l.config.Credentials.Name() == filesLabel]
+	m.expires = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        metricPrefix + "certificate_expires_timestamp_seconds",
+		Help:        "Until when the certificate that this node shows to others is valid, in seconds since 1970; 0: it has none. One made from the cluster token is replaced in time by itself, one in files is not.",
+		ConstLabels: prometheus.Labels{"credentials": kind},
+	}, func() float64 {
+		leaf, err := l.config.Credentials.Certificate()
+		if err != nil {
+			return 0
+		}
+		return float64(leaf.Leaf.NotAfter.Unix())
+	})
+	for i, c := range m.all() {
+		if err := m.registry.Register(c); err != nil {
+			for _, c := range m.all()[:i] {
+				m.registry.Unregister(c)
+			}
+			return nil, err
+		}
 	}
 	return m, nil
 }
 
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.refusals, m.conns, m.expires}
+}
+
 func (m *metrics) close() {
-	if m != nil {
-		m.registry.Unregister(m.refusals)
-		m.registry.Unregister(m.conns)
+	if m == nil {
+		return
+	}
+	for _, c := range m.all() {
+		m.registry.Unregister(c)
 	}
 }
 
