@@ -208,9 +208,9 @@ func (n *Node) drop(ctx context.Context, id string, at uint64) error {
 	})
 }
 
-// TransferLeadership hands the leadership to another voter.
+// TransferLeadership hands the leadership to another voter. A node whose disk is full can do that too.
 func (n *Node) TransferLeadership(ctx context.Context) error {
-	if err := n.writable(); err != nil {
+	if err := n.leads(); err != nil {
 		return err
 	}
 	if err := n.wait(ctx, n.raft.LeadershipTransfer()); err != nil {
@@ -239,7 +239,7 @@ func wrap(what string, err error) error {
 
 // TransferLeadershipTo hands the leadership to the voter id.
 func (n *Node) TransferLeadershipTo(ctx context.Context, id string) error {
-	if err := n.writable(); err != nil {
+	if err := n.leads(); err != nil {
 		return err
 	}
 	addr := n.addressOf(id)

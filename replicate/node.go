@@ -502,6 +502,10 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 
 var roles = map[raft.RaftState]string{raft.Follower: "follower", raft.Candidate: "candidate", raft.Leader: "leader", raft.Shutdown: "shutdown"}
 
+// Left returns a channel that is closed when this node has stopped taking part in the cluster, as after a fault of its disk: it
+// has handed the leadership over then, if it could.
+func (n *Node) Left() <-chan struct{} { return n.raftDone }
+
 // StopWrites ends this node's writes as a fault of its own disk does: for whoever keeps other files on that disk, such as
 // blobs, and saw a write of them fail. Only the first reason counts.
 func (n *Node) StopWrites(reason error) { n.latch.trip(reason) }

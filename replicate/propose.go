@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,7 +97,12 @@ func (n *Node) writable() error {
 	if _, err := n.latch.short(); err != nil {
 		return err
 	}
-	if err := n.whyRefused(); err != nil {
+	return n.leads()
+}
+
+// leads says why this node does not lead, or not any more.
+func (n *Node) leads() error {
+	if err := cmp.Or(n.latch.fault(), n.whyRefused()); err != nil {
 		return err
 	}
 	if n.raft.State() == raft.Leader {

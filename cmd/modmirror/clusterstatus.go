@@ -25,6 +25,7 @@ type selfStatus struct {
 	Starts   uint64 `json:"starts"`   // how often its data directory was opened
 	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
 	Draining bool   `json:"draining"` // it is about to stop
+	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
 }
 
 // self collects what this node says of itself.
@@ -35,7 +36,10 @@ func (n *node) self(ctx context.Context) selfStatus {
 	s.Alive, s.Seen = true, time.Now()
 	s.Draining = n.mirror.Draining()
 	s.Ready, s.Writes = verdict(n.ready(ctx, false)), verdict(n.ready(ctx, true))
-	s.Fetches = n.upstream != nil && n.store.Err() == nil
+	if err := n.keeps(); err != nil {
+		s.NoBlobs = err.Error()
+	}
+	s.Fetches = n.upstream != nil && s.NoBlobs == ""
 	if s.Draining {
 		s.Ready = "about to stop"
 	}
@@ -48,7 +52,8 @@ func (n *node) self(ctx context.Context) selfStatus {
 	p := n.mirror.Progress()
 	s.Blobs, s.Missing = p.Watermark, p.Missing
 	s.Proves = n.proves(ctx)
-	s.Free, _ = freeBytes(n.config.DataDir)
+	r, _ := n.disk.now()
+	s.Free = r.Free
 	for _, db := range n.databases {
 		if st, err := db.Status(ctx); err == nil {
 			s.Heads = append(s.Heads, headView{st.Name, st.Size})
@@ -222,7 +227,7 @@ func (n *node) fetchers() []peer.Member {
 			here = append(here, m)
 		}
 	}
-	if n.upstream != nil && n.store.Err() == nil {
+	if n.upstream != nil && n.keeps() == nil {
 		add(peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone})
 	}
 	for _, m := range n.others() {
@@ -236,8 +241,9 @@ func (n *node) fetchers() []peer.Member {
 	return all
 }
 
-// spreadTo returns the other voters, nearest first, and on how many of them a blob must be, so that with this node, if it votes,
-// it is on the disks of a majority.
+// spreadTo returns the other voters, and on how many of them a blob must be, so that with this node, if it votes, it is on the
+// disks of a majority. The nearest come first, and last those that said that they take no blobs: they may have room again, and
+// say no at once if they have not.
 func (n *node) spreadTo() (targets []peer.Member, need int) {
 	all, err := n.replica.Peers(context.Background())
 	if err != nil {
@@ -257,5 +263,25 @@ func (n *node) spreadTo() (targets []peer.Member, need int) {
 		need--
 	}
 	targets = slices.DeleteFunc(n.nearest(), func(m peer.Member) bool { return !voters[m.ID] })
+	slices.SortStableFunc(targets, func(a, b peer.Member) int { return n.refusals(a.ID) - n.refusals(b.ID) })
 	return targets, need
+}
+
+// refusals is 1 if a node said that it takes no blobs.
+func (n *node) refusals(id string) int {
+	if s, _, ok := n.heard(id); ok && s.NoBlobs != "" {
+		return 1
+	}
+	return 0
+}
+
+// roomier returns the nearest voter that answers and takes new artifacts.
+func (n *node) roomier() (peer.Member, bool) {
+	targets, _ := n.spreadTo()
+	for _, m := range targets {
+		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.NoBlobs == "" && !s.Draining {
+			return m, true
+		}
+	}
+	return peer.Member{}, false
 }

@@ -26,6 +26,8 @@ type config struct {
 	NoLookAhead bool
 	ListTTL     time.Duration
 	NotFoundTTL time.Duration
+	LowDisk     threshold
+	ExitOnFault bool
 	DrainDelay  time.Duration
 	DrainTime   time.Duration
 	LogFormat   string
@@ -48,6 +50,9 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.NoLookAhead, "no-look-ahead", false, "fetch a go.mod only when a client asks for it")
 	fs.DurationVar(&c.ListTTL, "list-ttl", time.Minute, "answer version lists and @latest from memory for this `long`")
 	fs.DurationVar(&c.NotFoundTTL, "not-found-ttl", 30*time.Second, "remember for this `long`, at most a minute, that a version does not exist")
+	c.LowDisk = defaultThreshold
+	fs.Var(&c.LowDisk, "low-disk", "warn if less than this `size`, such as 5% or 20GB, is free on the disk; 0: only once it is full")
+	fs.BoolVar(&c.ExitOnFault, "exit-on-disk-fault", false, "end with an error when the disk fails, after handing the leadership over, instead of serving what is stored")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", time.Second, "after SIGTERM, say 503 on /readyz for this `long` before closing the port")
 	fs.DurationVar(&c.DrainTime, "drain-timeout", 30*time.Second, "after that, give answers in flight this `long` to finish")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "log as `text` or json")

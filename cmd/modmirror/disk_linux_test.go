@@ -92,6 +92,7 @@ func TestFullDisk(t *testing.T) {
 	s.says(p, "/readyz?writes", 200, "")
 
 	disk.fill(0)
+	s.becomes(p, "/readyz?writes", 503)
 	s.says(p, "/readyz?writes", 503, "free on the disk")
 	s.says(p, "/readyz", 200, "")
 	for range 2 {

@@ -54,6 +54,9 @@ type node struct {
 	badAnswers atomic.Int64                       // of other nodes
 	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
 
+	disk    *disk
+	faulted chan struct{} // closed when failed is set
+
 	mu      sync.Mutex
 	failed  error // guarded by mu; what ended writing on this node
 	refused error // guarded by mu; why the cluster does not take this node
@@ -62,7 +65,7 @@ type node struct {
 }
 
 func newNode(c config, log *slog.Logger) *node {
-	return &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now()}
+	return &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now(), disk: newDisk(c.DataDir, c.LowDisk, log), faulted: make(chan struct{})}
 }
 
 // openNode opens every part in order. On error it closes what it has opened.
@@ -106,6 +109,8 @@ func (n *node) open(ctx context.Context) (err error) {
 	n.store = store
 	n.mu.Unlock()
 	n.closers = append(n.closers, n.store.Close)
+	n.disk.met = n.store.Full
+	n.metrics.MustRegister(n.disk)
 	n.store.OnFault(n.replica.StopWrites) // one disk: what failed here will fail there
 	if err := n.fault(); err != nil {     // and the other way round
 		n.store.StopWrites(err)
@@ -204,25 +209,6 @@ func (n *node) openCatalog(ctx context.Context, c replicate.Config) error {
 	return nil
 }
 
-// onFault is called once, when the disk lets any part down: each part tells the catalog, and the catalog this. The node goes
-// on serving what it has.
-func (n *node) onFault(err error) {
-	n.log.Error("the disk failed: nothing new is stored until this process is restarted on a sound disk; what is stored is still served", "err", err)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.failed = err
-	if n.store != nil {
-		n.store.StopWrites(err)
-	}
-}
-
-// fault returns what ended writing on this node, nil if nothing has.
-func (n *node) fault() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.failed
-}
-
 func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 	if err := n.trust(ctx, spec.Key); err != nil {
 		return err
@@ -232,8 +218,13 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 		return err
 	}
 	n.closers = append(n.closers, tiles.Close)
-	n.tiles = append(n.tiles, tiles)
 	tiles.OnFault(n.replica.StopWrites) // one disk
+	n.mu.Lock()
+	n.tiles = append(n.tiles, tiles)
+	n.mu.Unlock()
+	if err := n.fault(); err != nil {
+		tiles.StopWrites(err)
+	}
 	c := sumdb.Config{
 		Key:     spec.Key,
 		Catalog: n.replica,
@@ -291,6 +282,7 @@ func (n *node) openMirror() error {
 	c := mirror.Config{
 		Index:          index{n.replica, n},
 		Store:          n.store,
+		Room:           n.disk.err,
 		Checksums:      n.set,
 		SumDB:          n.set,
 		Private:        strings.Join(n.config.Private, ","),
@@ -337,6 +329,7 @@ func (n *node) openMirror() error {
 // run does the background work of every part until ctx ends.
 func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { n.disk.run(ctx); return nil })
 	for _, db := range n.databases {
 		g.Go(func() error { return db.Run(ctx) })
 	}
@@ -346,6 +339,7 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return n.keepUp(ctx) })
 		g.Go(func() error { return n.watchShunned(ctx) })
 		g.Go(func() error { n.checkSeeds(ctx); return nil })
+		g.Go(func() error { n.giveWay(ctx); return nil })
 		g.Go(func() error { return n.mirror.Follow(ctx) })
 		g.Go(func() error { return n.mirror.CommitPending(ctx) })
 	}
@@ -369,10 +363,6 @@ func (n *node) close() error {
 	n.closers = nil
 	return errors.Join(errs...)
 }
-
-// lowDisk is how little room on the disk is told as a reason not to send new artifacts here: a zip may have 500 MiB, a
-// large one has 100.
-const lowDisk = 100 << 20
 
 // private tells whether a module's name must not leave this process.
 func (n *node) private(path string) bool {
@@ -417,8 +407,8 @@ func (n *node) ready(ctx context.Context, writes bool) error {
 			return err
 		}
 	}
-	if free, ok := freeBytes(n.config.DataDir); ok && free < lowDisk {
-		return fmt.Errorf("%s free on the disk of %s: new artifacts may not fit; what is stored is served", size(int64(free)), n.config.DataDir)
+	if err := n.disk.err(0); err != nil {
+		return fmt.Errorf("%w; what is stored is served", err)
 	}
 	return writable(st)
 }
@@ -452,8 +442,7 @@ func (n *node) status(ctx context.Context) status {
 	if s.Node, err = n.replica.Status(ctx); err != nil {
 		s.Ready = verdict(err)
 	}
-	s.Disk.Directory = n.config.DataDir
-	s.Disk.Free, _ = freeBytes(n.config.DataDir)
+	s.Disk = n.disk.status()
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)
 		if err != nil {

@@ -202,6 +202,9 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	if r.ProtoMajor != 1 { // where a connection is one blob at a time, and connections are counted
 		return nil, fmt.Errorf("blobs are sent over HTTP/1.1 between nodes, not %s: %w", r.Proto, artifact.ErrMalformed)
 	}
+	if err := n.keeps(); err != nil { // before anything is read: the sender asks another node
+		return nil, err
+	}
 	body := bufio.NewReaderSize(r.Body, 64<<10)
 	man, k, err := readSpreadHead(body)
 	if err != nil {

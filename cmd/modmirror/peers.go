@@ -31,7 +31,11 @@ func sendError(w http.ResponseWriter, err error) {
 	class, text := mirror.ErrorClass(err)
 	w.Header().Set(classHeader, class)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(http.StatusUnprocessableEntity) // no status of HTTP's own: what is between nodes must not be taken for an answer
+	status := http.StatusUnprocessableEntity // no status of HTTP's own: what is between nodes must not be taken for an answer
+	if errors.Is(err, artifact.ErrNoSpace) {
+		status = http.StatusInsufficientStorage // but for this, which can be nothing else
+	}
+	w.WriteHeader(status)
 	_, _ = io.WriteString(w, text)
 }
 

@@ -55,7 +55,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	defer ln.Close()
 	n := newNode(c, log)
-	defer func() { err = errors.Join(err, n.close()) }()
+	defer func() { err = errors.Join(err, n.end()) }()
 
 	bounded := newConns(ln, maxConnections(c.Limits.Connections, log), c.Limits.PerClient, n.metrics)
 	srv := &http.Server{
@@ -94,6 +94,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	log.Info("serving", "url", "http://"+ln.Addr().String(), "data", c.DataDir, "offline", c.Offline, "version", buildVersion())
 	g.Go(func() error { return n.run(work) })
+	if c.ExitOnFault {
+		g.Go(func() error { return n.awaitFault(work) })
+	}
 	g.Go(func() error { tuneGC(work); return nil })
 	g.Go(func() error {
 		defer stopWork()
@@ -103,7 +106,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		}
 		return drain(ctx, c, n, srv, log)
 	})
-	if err := g.Wait(); err != nil {
+	if err := n.unlessHung(work, c.DrainDelay+c.DrainTime+hungWait, "what this mirror was doing", g.Wait); err != nil {
 		return err
 	}
 	if err := n.fault(); err != nil { // whoever restarts the process must hear that the disk wants to be looked at first

@@ -33,6 +33,10 @@ type status struct {
 type diskStatus struct {
 	Directory string `json:"directory"`
 	Free      uint64 `json:"freeBytes"`
+	Total     uint64 `json:"totalBytes"`
+	FreeFiles uint64 `json:"freeFiles"`
+	Files     uint64 `json:"totalFiles"` // 0: as many as there are bytes for
+	State     string `json:"state"`      // "low", "full": no new artifacts are taken; "" if neither
 }
 
 type databaseStatus struct {
@@ -121,11 +125,22 @@ func (s status) print(w io.Writer) error {
 	row("node", "%s, %s, term %d, applied %d", s.Node.ID, s.Node.Role, s.Node.Term, s.Node.Applied)
 	row("leader", "%s", cmp.Or(s.Node.Leader, "none: nothing new can be committed"))
 	row("catalog", "%d module versions, root %d:%s, %d conflicts, %s + log %s", s.Node.Manifests, s.Node.Seq, s.Node.Root, s.Node.Conflicts, size(s.Node.CatalogBytes), size(s.Node.LogBytes))
-	row("disk", "%s, %s free", s.Disk.Directory, size(int64(s.Disk.Free)))
+	s.Disk.print(row)
 	for _, db := range s.Databases {
 		db.print(row)
 	}
 	return tw.Flush()
+}
+
+func (d diskStatus) print(row func(name, format string, args ...any)) {
+	text := fmt.Sprintf("%s, %s of %s free", d.Directory, size(int64(d.Free)), size(int64(d.Total)))
+	if d.Files > 0 {
+		text += fmt.Sprintf(", %d of %d files", d.FreeFiles, d.Files)
+	}
+	if d.State != "" {
+		text += ": " + strings.ToUpper(d.State)
+	}
+	row("disk", "%s", text)
 }
 
 func (db databaseStatus) print(row func(name, format string, args ...any)) {

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// freeBytes cannot tell how much room there is on this system.
-func freeBytes(string) (free uint64, ok bool) { return 0, false }
+// lookAtDisk cannot tell how much room there is on this system.
+func lookAtDisk(string) (r room, ok bool) { return room{}, false }
 
 // maxOpenFiles cannot tell either.
 func maxOpenFiles() (files uint64, ok bool) { return 0, false }

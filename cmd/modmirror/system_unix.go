@@ -8,14 +8,15 @@ import (
 	"syscall"
 )
 
-// freeBytes returns how much room there is for this process on the file system of dir. It is not ok if that cannot be
+// lookAtDisk returns how much room there is for this process on the file system of dir. It is not ok if that cannot be
 // told.
-func freeBytes(dir string) (free uint64, ok bool) {
+func lookAtDisk(dir string) (r room, ok bool) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, false
+		return room{}, false
 	}
-	return uint64(st.Bavail) * uint64(st.Bsize), true
+	block := uint64(st.Bsize)
+	return room{Free: uint64(st.Bavail) * block, Total: uint64(st.Blocks) * block, FreeFiles: st.Ffree, Files: st.Files}, true
 }
 
 // maxOpenFiles returns how many files this process may have open. It is not ok if that cannot be told.
