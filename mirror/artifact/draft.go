@@ -189,6 +189,7 @@ func (d *Draft) Commit() (Ref, error) {
 		return Ref{}, err
 	}
 	ref := d.Ref()
+	defer d.s.Reserve(ref.Digest)() // bytes that are found must still be there in the end
 	dir, err := d.s.shard(ref.Digest)
 	if err != nil {
 		return Ref{}, err

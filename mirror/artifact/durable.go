@@ -3,13 +3,14 @@ package artifact
 import "context"
 
 // Durable returns nil if the bytes of r are here and their name is durable, also if another commit is about to make it so, or a
-// process that died before it could. It looks at the size only. The error matches [fs.ErrNotExist], [ErrDamaged], or
+// process that died before it could. It looks at the size only, and brings back what is in the trash. The error matches [fs.ErrNotExist], [ErrDamaged], or
 // [ErrUnavailable] if the store has stopped writing.
 func (s *Store) Durable(r Ref) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	f, err := s.open(r)
+	defer s.Reserve(r.Digest)()
+	f, err := s.openRestored(context.Background(), r)
 	if err != nil {
 		return err
 	}
@@ -26,6 +27,7 @@ func (s *Store) Durable(r Ref) error {
 
 // DurableIntact is Durable for bytes that have been read, by this process, and found to be right.
 func (s *Store) DurableIntact(ctx context.Context, r Ref) error {
+	defer s.Reserve(r.Digest)()
 	f, err := s.OpenContext(ctx, r)
 	if err != nil {
 		return err

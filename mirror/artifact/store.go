@@ -26,6 +26,7 @@ import (
 //
 //	blobs/sha256/ab/ab01…  the bytes with the SHA-256 ab01… (64 digits); written once, never changed
 //	tmp/draft-…            bytes on their way in; swept when the store is opened
+//	trash/ab/ab01…         bytes that nothing named, before they are removed; see trash.go
 //	quarantine/            bytes that failed a check, and why; see [Draft.Quarantine]
 //	quarantine/damaged/    bytes that were right when they were stored; see [Store.Condemn]
 //
@@ -63,6 +64,8 @@ type Store struct {
 	}
 
 	verified verified
+	reserved reservations
+	restored atomic.Int64 // blobs that came back from the trash
 
 	hung    time.Duration // Hung, but for tests
 	writing context.Context
@@ -132,6 +135,7 @@ func newStore(dir string, root *os.Root, disk disk) *Store {
 	s := &Store{dir: dir, root: root, hung: Hung}
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
+	s.reserved.of = map[Digest]*reservation{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}
@@ -141,7 +145,7 @@ func newStore(dir string, root *os.Root, disk disk) *Store {
 // prepare makes the directories. It fsyncs them although they may be there already: the process that made them may have
 // died before it did.
 func (s *Store) prepare() error {
-	for _, name := range []string{blobDir, tmpDir, quarantineDir} {
+	for _, name := range []string{blobDir, tmpDir, quarantineDir, trashDir} {
 		if err := s.root.MkdirAll(name, dirPerm); err != nil {
 			return err
 		}
@@ -347,9 +351,10 @@ func (s *Store) Has(r Ref) bool {
 // open it meanwhile wait. The caller closes the file.
 func (s *Store) Open(r Ref) (*os.File, error) { return s.OpenContext(context.Background(), r) }
 
-// OpenContext is Open for somebody who waits for another's reading only as long as ctx lives.
+// OpenContext is Open for somebody who waits for another's reading only as long as ctx lives. Bytes that are in the trash are
+// brought back.
 func (s *Store) OpenContext(ctx context.Context, r Ref) (*os.File, error) {
-	f, err := s.open(r)
+	f, err := s.openRestored(ctx, r)
 	if err != nil {
 		return nil, err
 	}
