@@ -62,6 +62,25 @@ func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
 	return n.lastForCatalog(ctx, commit)
 }
 
+// SettledIndex returns the index of an entry behind which a catalog has all that was committed before the call, and all that was
+// in the log of any node then and will ever be committed. Only the leader can say; the error matches [artifact.ErrUnavailable]
+// elsewhere.
+//
+// It has an entry of its own term committed (raft's barrier; Raft paper, section 5.4.2). What stands before it in this log is
+// committed with it. What stands in no place of this log then, but in that of a node that is down or cut off, will be
+// overwritten there: whoever is elected later has this entry, and with it this log up to there (5.4, leader completeness).
+// [Node.CommittedIndex] does not promise that: a leader may take office over entries of its predecessors that it does not yet
+// know to be committed.
+func (n *Node) SettledIndex(ctx context.Context) (uint64, error) {
+	if err := n.writable(); err != nil {
+		return 0, err
+	}
+	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+		return 0, fmt.Errorf("settle the log: %w: %w", err, artifact.ErrUnavailable)
+	}
+	return n.Applied(ctx)
+}
+
 // lastForCatalog returns the index of the last entry up to commit that changes catalogs: raft's own, barriers and the like, are
 // applied to none, and whoever waited for one to be applied would wait for ever.
 func (n *Node) lastForCatalog(ctx context.Context, commit uint64) (uint64, error) {
