@@ -4,8 +4,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // What the pages say the product prints, it can print: each quoted message, between its dots, stands in the source.
@@ -46,6 +51,50 @@ func productSource(t *testing.T) string {
 		}
 	}
 	return all.String()
+}
+
+// The page about settings has a row for each flag of serve, with its variable and its default, and for nothing else.
+func TestConfigurePage(t *testing.T) {
+	rows := map[string][2]string{} // variable, default; by flag
+	for _, m := range settingRow.FindAllStringSubmatch(readDoc(t, "configure.md"), -1) {
+		if _, twice := rows[m[1]]; twice {
+			t.Errorf("--%s has two rows", m[1])
+		}
+		rows[m[1]] = [2]string{m[2], m[3]}
+	}
+	cmd := &cobra.Command{Use: "serve"}
+	new(config).flags(cmd.Flags())
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		row, ok := rows[f.Name]
+		delete(rows, f.Name)
+		if !ok {
+			t.Errorf("docs/configure.md has no row for --%s; it is: | `--%[1]s` | `%s` | `%s` | what it means |", f.Name, envName(f.Name), f.DefValue)
+			return
+		}
+		if row[0] != envName(f.Name) {
+			t.Errorf("--%s: the page says %s, its variable is %s", f.Name, row[0], envName(f.Name))
+		}
+		if !saysDefault(row[1], f) {
+			t.Errorf("--%s: the page says that its default is %q, and it is %q", f.Name, row[1], f.DefValue)
+		}
+	})
+	for name := range rows {
+		t.Errorf("docs/configure.md has a row for --%s, which is no flag of serve", name)
+	}
+}
+
+var settingRow = regexp.MustCompile("(?m)^\\| `--([a-z-]+)` \\| `(\\w+)` \\| (.*?) ?\\| .* \\|$")
+
+// saysDefault reports whether text, of a table, is the default of f. What has none may be explained in words.
+func saysDefault(text string, f *pflag.Flag) bool {
+	if f.DefValue == "" || f.DefValue == "[]" {
+		return !strings.HasPrefix(text, "`") || strings.Contains(f.Usage, "(default "+strings.Trim(strings.Split(text, ",")[0], "`"))
+	}
+	text = strings.Trim(text, "`")
+	if d, err := time.ParseDuration(text); err == nil && f.Value.Type() == "duration" {
+		return d.String() == f.DefValue
+	}
+	return text == strings.Trim(f.DefValue, "[]")
 }
 
 func readDoc(t *testing.T, name string) string {
