@@ -30,7 +30,7 @@ func (k *checker) files(c *Catalog) error {
 		if err := k.bad("%w", missing("node.json", c.idErr)); err != nil {
 			return err
 		}
-	} else if k.unfinished(c.id) {
+	} else if begun, err := k.unfinished(c.id); begun && err == nil {
 		return k.bad("a recovery of this node was begun and is not complete: modmirror cluster recover completes it, and so does the next start")
 	} else if err := c.id.agree(k.cluster()); err != nil {
 		if err := k.bad("%w", err); err != nil {

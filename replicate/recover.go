@@ -273,6 +273,7 @@ func (r *Remains) name(s state, self string, conf raft.Configuration) error {
 			r.Node = p
 		}
 	}
+	slices.SortFunc(r.Members, func(a, b Peer) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	for _, p := range rows {
 		if _, other := byID[p.ID]; other {
 			r.Known = append(r.Known, p)
@@ -283,18 +284,25 @@ func (r *Remains) name(s state, self string, conf raft.Configuration) error {
 
 // recoveredAt returns when the cluster began by a recovery, as long as no other node has joined since.
 func (s state) recoveredAt() (at time.Time, err error) {
+	_, index := s.members()
+	w, _, err := s.recoveredTo(index)
+	return w.at, err
+}
+
+// recoveredTo returns the recovery that stands for an index, if one does.
+func (s state) recoveredTo(index uint64) (w was, ok bool, err error) {
 	prefix := []byte(wasPrefix)
 	c := s.bucket(bucketConfig).Cursor()
 	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
 		w, err := parseWas(k, v)
 		if err != nil {
-			return at, damaged(err, "catalog row cfg %q", k)
+			return was{}, false, damaged(err, "catalog row cfg %q", k)
 		}
-		if _, confIndex := s.members(); confIndex == w.index {
-			at = w.at
+		if w.index == index {
+			return w, true, nil
 		}
 	}
-	return at, nil
+	return was{}, false, nil
 }
 
 // Others returns the members without the survivor.
@@ -302,8 +310,9 @@ func (r Remains) Others() []Peer {
 	return slices.DeleteFunc(slices.Clone(r.Members), func(p Peer) bool { return p.ID == r.Node.ID })
 }
 
-// Recover makes the survivor the only voter of a new cluster, whose id it returns. who and why are kept in the audit.
-func (v *Survivor) Recover(who, why string) (cluster string, err error) {
+// Recover makes the survivor the only voter of a new cluster, whose id it returns. a says who does
+// that, when and why, for the audit.
+func (v *Survivor) Recover(a Audit) (cluster string, err error) {
 	r, err := v.Remains()
 	if err != nil {
 		return "", err
@@ -314,17 +323,15 @@ func (v *Survivor) Recover(who, why string) (cluster string, err error) {
 	if len(r.Others()) == 0 {
 		return "", errors.New("this node is the only member of its cluster: it needs nobody, and nothing is to be recovered")
 	}
-	now := time.Now()
-	a := Audit{Time: now.UTC().Round(0), Actor: who, Action: "recover"}
 	cluster = rand.Text()
-	a.Reason = r.account(why, cluster)
+	a.Number, a.Time, a.Reason = 0, a.Time.UTC().Round(0), r.account(a.Reason, cluster)
 	if err := a.check(); err != nil {
 		return "", err
 	}
 	if err := v.at("begin"); err != nil {
 		return "", err
 	}
-	w := was{cluster: r.Cluster, index: r.Index + 1, at: now}
+	w := was{cluster: r.Cluster, index: r.Index + 1, at: a.Time}
 	if err := v.update(func(s state) error {
 		if err := v.applyRest(s, r.Applied); err != nil {
 			return err
@@ -400,20 +407,19 @@ func (s state) recover(r Remains, w was, cluster string, a Audit) error {
 	)
 }
 
-// completeRecovery does what follows from a recovery in the catalog that the log or node.json does not know of, and returns
-// the identity as it is then. There is none as soon as anything was added to the log: a node.json that is older than that
-// was brought from elsewhere, and must not cost the log its entries.
+// completeRecovery does what follows from a recovery in the catalog that node.json does not know of, and returns the identity as
+// it is then. There is none as soon as anything was added to the log: a node.json that is older than that was brought from
+// elsewhere, and must not cost the log its entries.
 func completeRecovery(dir string, c *catalog, store *sealedLog, id identity, at func(string) error) (identity, error) {
-	var w was
 	begun, cluster := false, ""
 	var applied uint64
 	err := c.view(func(s state) (err error) {
-		w, begun, err = s.was(id.Cluster)
 		applied, _ = s.applied()
 		cluster = s.cluster()
+		begun, err = s.unfinished(id)
 		return err
 	})
-	if err != nil || !begun || cluster == id.Cluster || applied != w.index {
+	if err != nil || !begun {
 		return id, err
 	}
 	f, err := factsOf(store, applied)
@@ -451,11 +457,11 @@ func completeRecovery(dir string, c *catalog, store *sealedLog, id identity, at 
 	return id, nil
 }
 
-// unfinished reports whether a recovery is in the catalog, of which node.json does not know.
-func (s state) unfinished(id identity) bool {
-	w, begun, err := s.was(id.Cluster)
+// unfinished reports whether a recovery is the last in the catalog, and node.json does not know of it.
+func (s state) unfinished(id identity) (bool, error) {
 	applied, _ := s.applied()
-	return err == nil && begun && s.cluster() != id.Cluster && applied == w.index
+	_, begun, err := s.recoveredTo(applied)
+	return begun && s.cluster() != id.Cluster, err
 }
 
 // All calls f for each manifest that is committed, or will be by a recovery, until it returns an error.

@@ -46,6 +46,10 @@ func lost(t *testing.T) (c *cluster, survivor int, committed, tail artifact.Mani
 	return c, survivor, committed, tail
 }
 
+func recovering(why string) Audit {
+	return Audit{Time: time.Now(), Actor: "root@host", Action: "recover", Reason: why}
+}
+
 func recoverIn(t *testing.T, dir string) (old, now string) {
 	t.Helper()
 	v, err := OpenSurvivor(dir)
@@ -54,7 +58,7 @@ func recoverIn(t *testing.T, dir string) (old, now string) {
 	}
 	defer v.Close()
 	old = v.Cluster()
-	if now, err = v.Recover("root@host", "two disks burned"); err != nil {
+	if now, err = v.Recover(recovering("two disks burned")); err != nil {
 		t.Fatal(err)
 	}
 	return old, now
@@ -145,13 +149,27 @@ var errDied = errors.New("died")
 // the recovery is harmless.
 func TestRecoveryDies(t *testing.T) {
 	c, i, _, tail := lost(t)
+	id, err := readIdentity(filepath.Join(c.dirs[i], "node.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cluster := range []string{id.Cluster, ""} { // a node that joined, and was not started since, has not noted it yet
+		id.Cluster = cluster
+		if err := id.write(filepath.Join(c.dirs[i], "node.json")); err != nil {
+			t.Fatal(err)
+		}
+		t.Run("cluster "+cluster, func(t *testing.T) { recoveryDies(t, c.dirs[i], tail) })
+	}
+}
+
+func recoveryDies(t *testing.T, original string, tail artifact.Manifest) {
 	old := ""
 	for _, step := range []struct {
 		name    string
 		done    bool // the new cluster is there
 		pending bool // the offline check says that it is not complete
 	}{{"begin", false, false}, {"commit", false, false}, {"log", true, true}, {"cut", true, true}, {"node.json", true, true}, {"done", true, false}} {
-		dir := copyDir(t, c.dirs[i])
+		dir := copyDir(t, original)
 		v, err := openSurvivor(dir, func(s string) error {
 			if s == step.name {
 				return errDied
@@ -162,7 +180,7 @@ func TestRecoveryDies(t *testing.T) {
 			t.Fatal(err)
 		}
 		old = v.Cluster()
-		if _, err := v.Recover("root@host", "why"); !errors.Is(err, errDied) {
+		if _, err := v.Recover(recovering("why")); !errors.Is(err, errDied) {
 			t.Errorf("%s: %v", step.name, err)
 		}
 		image := copyDir(t, dir)
@@ -197,7 +215,7 @@ func TestRecoveryDies(t *testing.T) {
 		if err != nil || r.Recovered.IsZero() == step.done {
 			t.Errorf("%s: Remains = %+v, %v", step.name, r, err)
 		}
-		if _, err := v.Recover("root@host", "why"); (err == nil) == step.done {
+		if _, err := v.Recover(recovering("why")); (err == nil) == step.done {
 			t.Errorf("%s: repeated: %v", step.name, err)
 		}
 		if err := v.Close(); err != nil {
@@ -278,7 +296,7 @@ func TestRecoverRefuses(t *testing.T) {
 		before := filesOf(t, tt.dir)
 		v, err := OpenSurvivor(tt.dir)
 		if err == nil {
-			_, err = v.Recover("root@host", tt.why)
+			_, err = v.Recover(recovering(tt.why))
 			v.Close()
 		}
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
