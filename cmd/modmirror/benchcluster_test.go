@@ -38,6 +38,7 @@ func TestBenchCluster(t *testing.T) {
 		})
 	}
 	t.Run("loss", b.clusterLoss) // this and what follows needs no corpus
+	t.Run("recover", b.clusterRecover)
 	t.Run("idle", b.clusterIdle)
 }
 

@@ -18,11 +18,11 @@ func clusterCommand() *cobra.Command {
 		Use:   "cluster",
 		Short: "Look at the cluster and change who belongs to it",
 		Long: `The commands of cluster speak with a running node at its internal port, on which only who has the cluster's secret is
-heard. Any member will do: what must be done by the leader is passed on to it.`,
+heard. Any member will do: what must be done by the leader is passed on to it. Recover works on the data of a stopped node.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(clusterStatusCommand(), clusterMembersCommand(), clusterTokenCommand(), clusterTransferCommand(), clusterAuditCommand(), clusterLocalCommand(),
+	cmd.AddCommand(clusterStatusCommand(), clusterMembersCommand(), clusterTokenCommand(), clusterTransferCommand(), clusterAuditCommand(), clusterLocalCommand(), clusterRecoverCommand(),
 		clusterChangeCommand("promote", "Give a member a vote", `Promote gives a vote to a member that holds everything which is committed. The leader does the same by itself until the
 cluster has as many voters as --voters says; promote is for going beyond that, or for choosing.`),
 		clusterChangeCommand("demote", "Take a member's vote away", `Demote takes a member's vote away; it goes on to receive everything. It does not get the vote back before somebody promotes
