@@ -43,8 +43,9 @@ const (
 
 // cursor is what follow.json has: {"next":123,"node":"…"}.
 type cursor struct {
-	Next int64  `json:"next"`
-	Node string `json:"node,omitempty"` // whose it is
+	Format int    `json:"format,omitempty"` // absent: 1
+	Next   int64  `json:"next"`
+	Node   string `json:"node,omitempty"` // whose it is
 }
 
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
@@ -132,6 +133,9 @@ func (f *follower) load() {
 	var c cursor
 	if err == nil {
 		err = json.Unmarshal(b, &c)
+	}
+	if err == nil && c.Format > 1 {
+		err = fmt.Errorf("it has format %d, and this version knows format 1", c.Format)
 	}
 	if err == nil && c.Next < 0 {
 		err = fmt.Errorf("next is %d", c.Next)
@@ -319,7 +323,7 @@ func (f *follower) save(now bool) {
 		return
 	}
 	f.saveAt = time.Now().Add(followSave)
-	b, err := json.Marshal(cursor{w, f.m.config.Node})
+	b, err := json.Marshal(cursor{Next: w, Node: f.m.config.Node})
 	if err == nil {
 		fault.Point(fault.CursorSave)
 		err = f.files.write(cursorFile, b)

@@ -127,7 +127,7 @@ func TestFollowHole(t *testing.T) {
 
 // Whatever the cursor's file holds, no blob is skipped, and none is pulled that is here.
 func TestFollowRestart(t *testing.T) {
-	for _, content := range []string{"", "{", "null", `{"next":-5}`, `{"next":"x"}`, strings.Repeat("9", maxCursor+1), `{"next":2}`, `{"next":4,"node":"of a node before"}`, "none"} {
+	for _, content := range []string{"", "{", "null", `{"next":-5}`, `{"next":"x"}`, strings.Repeat("9", maxCursor+1), `{"next":2}`, `{"next":4,"node":"of a node before"}`, `{"format":2,"next":4}`, "none"} {
 		c := newCluster(t, 3)
 		refs := c.fill(4)
 		n := c.nodes[2]

@@ -200,6 +200,11 @@ func TestIntentRoundTrip(t *testing.T) {
 	if _, err := parseIntent(b); err == nil {
 		t.Error("takes other bytes than those it names")
 	}
+	other.Small = []byte("a")
+	b, _ = other.encode()
+	if _, err := parseIntent(append([]byte(`{"format":2,`), b[1:]...)); err == nil || !strings.Contains(err.Error(), "it has format 2, and this version knows format 1") {
+		t.Errorf("takes an intent of a later version: %v", err)
+	}
 }
 
 func FuzzIntent(f *testing.F) {

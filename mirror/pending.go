@@ -35,6 +35,7 @@ type intent struct {
 
 // intentFile is the form of an intent in its file.
 type intentFile struct {
+	Format   int           `json:"format,omitempty"` // absent: 1
 	Kind     artifact.Kind `json:"kind"`
 	Manifest []byte        `json:"manifest"`
 	Digest   string        `json:"digest"`
@@ -64,13 +65,16 @@ func (it *intent) encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(intentFile{it.Kind, man, it.Ref.Digest.String(), it.Ref.Size, it.Small})
+	return json.Marshal(intentFile{Kind: it.Kind, Manifest: man, Digest: it.Ref.Digest.String(), Size: it.Ref.Size, Small: it.Small})
 }
 
 func parseIntent(b []byte) (*intent, error) {
 	var f intentFile
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, err
+	}
+	if f.Format > 1 {
+		return nil, fmt.Errorf("it has format %d, and this version knows format 1", f.Format)
 	}
 	it := &intent{Kind: f.Kind, Small: f.Small, Ref: artifact.Ref{Size: f.Size}}
 	var err error

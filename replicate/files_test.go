@@ -155,6 +155,9 @@ func TestLostAndOldFiles(t *testing.T) {
 			id.Node = "x" + id.Node[1:] // which no random one begins with
 			return errors.Join(err, id.write(jsonOf(dir)))
 		}, `is of node "x`, `is of node "x`},
+		"node.json of the future": {func(dir, _ string) error {
+			return os.WriteFile(jsonOf(dir), []byte(`{"format":2,"name":"x"}`), 0o600)
+		}, "node.json has format 2, and this version of modmirror knows up to 1", "node.json has format 2"},
 		"node.json of another cluster": {otherCluster, "of cluster y", "of cluster y"},
 		"applied lost":                 {func(dir, _ string) error { return setRow(catalogOf(dir), "cfg", keyApplied, nil) }, "does not say at which index", "does not say at which index"},
 		"applied damaged": {func(dir, _ string) error {

@@ -15,6 +15,7 @@ import (
 // identity is node.json. The node's id is born with its data directory: a wiped disk means a new id, so that no vote or
 // promise of the old one is ever taken for one of the new (REPLICATION §4.9, amnesia guard).
 type identity struct {
+	Format  int    `json:"format,omitempty"`  // absent: 1
 	Node    string `json:"node"`              // this node, for ever
 	Cluster string `json:"cluster,omitempty"` // the cluster that this node founded, or is known to have joined
 	State   string `json:"state,omitempty"`   // stateNew until log and catalog are there for good; from then on they must be
@@ -143,7 +144,11 @@ func readIdentity(path string) (id identity, err error) {
 	if err != nil {
 		return id, err
 	}
-	if err := json.Unmarshal(b, &id); err != nil || id.Node == "" || id.State != stateNew && id.State != stateFounded && id.State != "" {
+	err = json.Unmarshal(b, &id)
+	if err == nil && id.Format > 1 {
+		return identity{}, newer(path+" has format", uint64(id.Format), 1)
+	}
+	if err != nil || id.Format < 0 || id.Node == "" || id.State != stateNew && id.State != stateFounded && id.State != "" {
 		return identity{}, fmt.Errorf("%s does not say which node this is: %.200q; %s", path, b, restore)
 	}
 	if id.State == "" { // what says nothing was not made by loadIdentity, or long ago

@@ -61,7 +61,7 @@ func (m Manifest) AppendBinary(b []byte) ([]byte, error) {
 func (m *Manifest) UnmarshalBinary(data []byte) error {
 	d := decoder{b: data}
 	if f := d.byte(); d.err == nil && f != manifestFormat {
-		return fmt.Errorf("decode manifest: format %d is not known to this version of modmirror", f)
+		return fmt.Errorf("decode manifest: it has format %d, and this version of modmirror knows format %d: a later version may have written it", f, manifestFormat)
 	}
 	var out Manifest
 	out.Module = module.Version{Path: string(d.bytes()), Version: string(d.bytes())}

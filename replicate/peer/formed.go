@@ -75,7 +75,7 @@ func parseRecord(b []byte) (record, error) {
 		return record{}, err
 	}
 	if r.Format != 1 {
-		return record{}, fmt.Errorf("its format is %d, this version knows format 1", r.Format)
+		return record{}, fmt.Errorf("its format is %d, and this version of modmirror knows format 1: a later version may have written it", r.Format)
 	}
 	if !isID(r.Node) || r.State != stateAccepted && r.State != stateFormed {
 		return record{}, fmt.Errorf("node %.80q, state %.80q make no sense", r.Node, r.State)
