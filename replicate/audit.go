@@ -57,8 +57,8 @@ func decodeAudit(d *decoder) (a Audit) {
 	return a
 }
 
-// check holds a to its documented form. What it says is printed on terminals.
-func (a Audit) check() error {
+// Check holds a to its documented form. What it says is printed on terminals.
+func (a Audit) Check() error {
 	for _, f := range []struct {
 		name, text string
 		most       int
@@ -99,7 +99,7 @@ func parseAudit(k, v []byte) (Audit, error) {
 	if err != nil || !bytes.Equal(again, v) {
 		return Audit{}, fmt.Errorf("not in canonical form (%v)", err)
 	}
-	return a, a.check()
+	return a, a.Check()
 }
 
 // checkAuditRow reports whether a row is one of the audit, and well-formed.
@@ -128,7 +128,7 @@ func (s state) audits() (all []Audit, err error) {
 // applyAudit adds a row, unless the very same is there: a command may be repeated.
 func (s state) applyAudit(a Audit) (result, error) {
 	a.Number = 0
-	if err := a.check(); err != nil {
+	if err := a.Check(); err != nil {
 		return result{err: err}, nil
 	}
 	v, err := appendAudit(nil, a)
@@ -165,7 +165,7 @@ func (c auditCommand) encode(b []byte) ([]byte, error) { return appendAudit(b, c
 // not printable, and [artifact.ErrUnavailable] if the log cannot take it now.
 func (n *Node) Audit(ctx context.Context, a Audit) error {
 	a.Number, a.Time = 0, a.Time.UTC().Round(0)
-	if err := a.check(); err != nil {
+	if err := a.Check(); err != nil {
 		return err
 	}
 	_, err := n.propose(ctx, auditCommand{a})

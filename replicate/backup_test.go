@@ -59,7 +59,7 @@ func TestRefound(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := BeginRestore(dir, nil); err != nil {
+	if err := NoteRestore(dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	why := someAudit()
@@ -122,10 +122,10 @@ func TestInterruptedRefound(t *testing.T) {
 	seq, root := cat.Root()
 	for _, left := range [][]string{{}, {"raft"}, {"raft", CatalogName}, {"raft", CatalogName, "node.json"}} {
 		dir, whole := t.TempDir(), t.TempDir()
-		if _, err := BeginRestore(dir, map[string]int{"a": 1}); err != nil {
+		if err := NoteRestore(dir, map[string]int{"a": 1}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := BeginRestore(whole, nil); err != nil {
+		if err := NoteRestore(whole, nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Refound(whole, saved(t, cat.catalog, whole)); err != nil {
@@ -145,8 +145,8 @@ func TestInterruptedRefound(t *testing.T) {
 		if _, err := OpenCatalog(dir); !errors.Is(err, ErrRestoring) {
 			t.Errorf("with %q: OpenCatalog() = %v, want %v", left, err, ErrRestoring)
 		}
-		if b, err := BeginRestore(dir, nil); err != nil || strings.TrimSpace(string(b)) != `{"a":1}` {
-			t.Errorf("with %q: BeginRestore() = %q, %v", left, b, err)
+		if b, err := RestoreNote(dir); err != nil || strings.TrimSpace(string(b)) != `{"a":1}` {
+			t.Errorf("with %q: RestoreNote() = %q, %v", left, b, err)
 		}
 		if _, err := Refound(dir, saved(t, cat.catalog, dir)); err != nil {
 			t.Fatalf("with %q: %v", left, err)
@@ -165,9 +165,9 @@ func TestRefoundRefused(t *testing.T) {
 	dir := t.TempDir()
 	path := saved(t, m.catalog, dir)
 	if _, err := Refound(dir, path); err == nil {
-		t.Error("a directory becomes a node's without BeginRestore")
+		t.Error("a directory becomes a node's without NoteRestore")
 	}
-	if _, err := BeginRestore(dir, nil); err != nil {
+	if err := NoteRestore(dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Refound(dir, path); !errors.Is(err, artifact.ErrRefused) {

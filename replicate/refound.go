@@ -20,18 +20,18 @@ import (
 // the same root; who the nodes were, and what they voted, does not. The new cluster has an id of its own, so that no node of
 // the old one is taken for one of it, and begins with one voter. Others join it as empty nodes.
 //
-// If the process dies: [BeginRestore] puts a file into the directory first, which keeps every other use of the directory off,
+// If the process dies: [NoteRestore] puts a file into the directory first, which keeps every other use of the directory off,
 // and Refound removes it last, when log, catalog and node.json are there, durably. In between the directory is no node's.
 
-// restoringName is the file that says that a directory is being restored into.
-const restoringName = "restoring.json"
+// RestoringName is the name of the file that says that a directory is being restored into.
+const RestoringName = "restoring.json"
 
 // ErrRestoring means that a restore into the data directory has not come to its end.
 var ErrRestoring = errors.New("a restore into this directory was interrupted: run modmirror restore again, with the same arguments, or remove the directory")
 
 // checkRestored reports whether dir may be used by a node.
 func checkRestored(dir string) error {
-	if have, err := exists(filepath.Join(dir, restoringName)); err != nil {
+	if have, err := exists(filepath.Join(dir, RestoringName)); err != nil {
 		return err
 	} else if have {
 		return fmt.Errorf("%s: %w", dir, ErrRestoring)
@@ -39,30 +39,30 @@ func checkRestored(dir string) error {
 	return nil
 }
 
-// BeginRestore keeps nodes from using dir, durably, until [Refound] has come to its end. note is whatever the caller wants to find
-// again; if a restore was begun before, its note is returned, and stays.
-func BeginRestore(dir string, note any) (earlier json.RawMessage, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, restoringName))
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return b, err
+// RestoreNote returns the note of a restore into dir that was begun and has not come to its end; nil if there is none.
+func RestoreNote(dir string) (json.RawMessage, error) {
+	b, err := os.ReadFile(filepath.Join(dir, RestoringName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	return nil, NoteRestore(dir, note)
+	return b, err
 }
 
-// NoteRestore replaces the note of a restore that was begun.
+// NoteRestore begins a restore into dir: nodes are kept from using it, durably, until [Refound] has come to its end. note is
+// whatever the caller wants to find again. Of a restore that was begun it replaces the note.
 func NoteRestore(dir string, note any) error {
 	b, err := json.Marshal(note)
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, restoringName), func(tmp string) error { return os.WriteFile(tmp, append(b, '\n'), 0o600) })
+	return replaceFile(filepath.Join(dir, RestoringName), func(tmp string) error { return os.WriteFile(tmp, append(b, '\n'), 0o600) })
 }
 
-// Refound makes dir, in which [BeginRestore] has begun, the data directory of the first node of a new cluster, with the catalog in
+// Refound makes dir, in which [NoteRestore] has begun, the data directory of the first node of a new cluster, with the catalog in
 // the file at path, which is on the same file system, has been checked, and is gone afterwards. The audit says why. Log, catalog
 // and node.json that are there are what an earlier Refound left, and go.
 func Refound(dir, path string, audit ...Audit) (Identity, error) {
-	if have, err := exists(filepath.Join(dir, restoringName)); err != nil || !have {
+	if have, err := exists(filepath.Join(dir, RestoringName)); err != nil || !have {
 		return Identity{}, errors.Join(err, fmt.Errorf("%s: no restore was begun", dir))
 	}
 	for _, name := range []string{"node.json", CatalogName, filepath.Dir(logPath(""))} {
@@ -91,7 +91,7 @@ func Refound(dir, path string, audit ...Audit) (Identity, error) {
 	if err := replaceFile(filepath.Join(dir, "node.json"), id.write); err != nil {
 		return Identity{}, err
 	}
-	if err := os.Remove(filepath.Join(dir, restoringName)); err != nil {
+	if err := os.Remove(filepath.Join(dir, RestoringName)); err != nil {
 		return Identity{}, err
 	}
 	return Identity{Node: id.Node, Cluster: id.Cluster}, syncDir(dir)
