@@ -47,7 +47,7 @@ and why. The last 1000 are kept, on every node. A node that is stopped is read i
 func (c *control) audits(cmd *cobra.Command) (all []replicate.Audit, err error) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), controlWait)
 	defer cancel()
-	cat, err := c.stopped(cmd)
+	cat, _, err := c.stopped(cmd)
 	if err != nil {
 		return nil, err
 	}

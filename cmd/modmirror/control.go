@@ -39,20 +39,23 @@ func controlFlags(cmd *cobra.Command) *control {
 	return c
 }
 
-// stopped opens the catalog in the data directory, unless --peer says which node is meant, or the node in it runs: then there is
-// none. Whoever named the directory is told if it is no mirror's.
-func (c *control) stopped(cmd *cobra.Command) (*replicate.Catalog, error) {
+// stopped opens the catalog in the data directory, unless --peer says which node is meant, or there is no mirror's data and none was
+// asked for. runs says that a node runs on the directory: then it cannot be opened.
+func (c *control) stopped(cmd *cobra.Command) (cat *replicate.Catalog, runs bool, err error) {
+	cat, err = openCatalog(c.dataDir)
 	if cmd.Flags().Changed("peer") {
-		return nil, nil
+		if cat != nil {
+			return nil, false, cat.Close()
+		}
+		return nil, errors.Is(err, replicate.ErrLocked), nil
 	}
-	cat, err := openCatalog(c.dataDir)
 	switch {
-	case errors.Is(err, replicate.ErrLocked), (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoCatalog)) && !cmd.Flags().Changed("data-dir"):
-		return nil, nil
-	case err != nil:
-		return nil, err
+	case errors.Is(err, replicate.ErrLocked):
+		return nil, true, nil
+	case (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoCatalog)) && !cmd.Flags().Changed("data-dir"):
+		return nil, false, nil
 	}
-	return cat, nil
+	return cat, false, err
 }
 
 // credentials are what the node is shown.
@@ -79,6 +82,22 @@ func (c *control) credentials(id string) (peer.Credentials, error) {
 
 // call asks the node.
 func (c *control) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	k, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	return k.call(ctx, method, path, body)
+}
+
+// conn is a command that speaks with nodes.
+type conn struct {
+	*peer.Link
+	node peer.Member // the one that was dialed
+}
+
+// dial finds the node, which must have a cluster.
+func (c *control) dial(ctx context.Context) (*conn, error) {
 	if _, _, err := net.SplitHostPort(c.peer); err != nil {
 		c.peer = net.JoinHostPort(strings.Trim(c.peer, "[]"), peer.DefaultPort)
 	}
@@ -93,24 +112,32 @@ func (c *control) call(ctx context.Context, method, path string, body []byte) ([
 	self := func() peer.Hello {
 		return peer.Hello{Cluster: cluster.Load().(string), Node: id, Boot: id, Name: "command", Version: buildVersion()}
 	}
-	client, err := peer.Listen(peer.Config{Listen: "localhost:0", Credentials: cred, Self: self})
+	link, err := peer.Listen(peer.Config{Listen: "localhost:0", Credentials: cred, Self: self})
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
 	probing, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	node, err := client.Probe(probing, c.peer)
-	if err != nil {
-		return nil, fmt.Errorf("no node answers at %s (see --peer): %w", c.peer, err)
-	}
-	if node.Cluster == "" {
+	node, err := link.Probe(probing, c.peer)
+	if err == nil && node.Cluster == "" {
+		link.Close()
 		return nil, fmt.Errorf("the node at %s has no cluster yet: it is still looking for the others", c.peer)
 	}
-	cluster.Store(node.Cluster)
-	resp, err := client.Do(ctx, peer.Request{Node: node.Node, Addr: c.peer, Method: method, Path: path, Body: bytes.NewReader(body), Size: int64(len(body))})
 	if err != nil {
-		return nil, fmt.Errorf("the node at %s: %w", c.peer, err)
+		link.Close()
+		return nil, fmt.Errorf("no node answers at %s (see --peer): %w", c.peer, err)
+	}
+	cluster.Store(node.Cluster)
+	m := node.Member()
+	m.Address = c.peer
+	return &conn{link, m}, nil
+}
+
+// call asks the node that was dialed.
+func (k *conn) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	resp, err := k.Do(ctx, peer.Request{Node: k.node.ID, Addr: k.node.Address, Method: method, Path: path, Body: bytes.NewReader(body), Size: int64(len(body))})
+	if err != nil {
+		return nil, fmt.Errorf("the node at %s: %w", k.node.Address, err)
 	}
 	b, _, err := answerOf(resp)
 	return b, err

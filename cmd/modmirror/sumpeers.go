@@ -17,7 +17,7 @@ import (
 
 // sumPeer is another node as a source of tiles of one checksum database.
 type sumPeer struct {
-	n        *node
+	link     *peer.Link
 	member   peer.Member
 	database string
 }
@@ -25,7 +25,7 @@ type sumPeer struct {
 func (s sumPeer) String() string { return "node " + s.member.Name + " at " + s.member.Address }
 
 func (s sumPeer) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
-	b, err := s.n.link.Call(ctx, peer.Request{Node: s.member.ID, Addr: s.member.Address, Path: "/sumdb/" + s.database + path}, nil, limit)
+	b, err := s.link.Call(ctx, peer.Request{Node: s.member.ID, Addr: s.member.Address, Path: "/sumdb/" + s.database + path}, nil, limit)
 	var status *peer.StatusError
 	switch {
 	case err == nil:
@@ -43,7 +43,7 @@ func (n *node) sumPeers(database string) []sumdb.Source {
 	var out []sumdb.Source
 	for _, m := range n.nearest() {
 		if s, ok := n.seen(m.ID); ok && s.Healthy {
-			out = append(out, sumPeer{n, m, database})
+			out = append(out, sumPeer{n.link, m, database})
 		}
 	}
 	return out
