@@ -28,6 +28,7 @@ import (
 //	GET  /v1/status         what this node says of itself, for the others' tables
 //	GET  /v1/cluster        the cluster as this node sees it, for people
 //	POST /v1/members        promote, demote, remove, transfer
+//	GET  /v1/catalog        the catalog as it is at one moment, sealed, for a backup
 //	GET  /v1/audit          which acts of operators are kept in mind
 //	POST /v1/ack-fork       go on after a checksum database has signed two histories
 //	POST /v1/propose        a command for the log, to the leader
@@ -43,6 +44,7 @@ func (n *node) handlePeers() {
 	l.Handle("GET /v1/status", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { sendJSON(w, n.self(r.Context())) }))
 	l.Handle("GET /v1/cluster", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { sendJSON(w, n.view(r.Context())) }))
 	l.Handle("POST /v1/members", answering(n.handleMembers))
+	l.Handle("GET /v1/catalog", n.sendCatalog())
 	l.Handle("GET /v1/audit", answering(n.handleAudit))
 	l.Handle("POST /v1/ack-fork", answering(n.handleAckFork))
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))

@@ -16,5 +16,8 @@ func maxOpenFiles() (files uint64, ok bool) { return 0, false }
 // isOwn cannot tell, and says no.
 func isOwn(fs.FileInfo) bool { return false }
 
+// privateFiles has no effect here.
+func privateFiles() {}
+
 // ownGroup is unknown here.
 func ownGroup() *syscall.SysProcAttr { return nil }

@@ -34,5 +34,8 @@ func isOwn(info fs.FileInfo) bool {
 	return ok && int(st.Uid) == os.Geteuid()
 }
 
+// privateFiles has files that this process makes be readable by its user alone.
+func privateFiles() { syscall.Umask(0o077) }
+
 // ownGroup has a process not get the signals that the terminal sends to this one.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
