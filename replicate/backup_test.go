@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate/replicatetest"
 )
 
 // saved writes what c sends to a file in dir, and returns its path.
@@ -223,5 +225,62 @@ func TestDamagedCatalogIsNotSent(t *testing.T) {
 	m.catalog.damage.found(damaged(errors.New("a bit"), "a row"))
 	if err := m.catalog.Send(t.Context(), new(bytes.Buffer)); !errors.Is(err, artifact.ErrDamaged) {
 		t.Errorf("Send() = %v, want %v", err, artifact.ErrDamaged)
+	}
+}
+
+// What is sent while entries are applied is the catalog as it was after one of them: that which it says.
+func TestSendIsOnePoint(t *testing.T) {
+	db := replicatetest.NewDatabase(t, "sum.example.org")
+	const number = 120
+	var ms []replicatetest.Module
+	for i := range number {
+		path := fmt.Sprintf("example.com/m%d", i)
+		ms = append(ms, db.AddModule(path, "v1.0.0", "module "+path+"\n"))
+	}
+	m := newMachine(t)
+	m.apply(trustCommand{db.Key}, headCommand{Database: db.Name, Note: db.Head(number)})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i, mod := range ms {
+			m.apply(publishCommand{db.Publication(mod, number)}, auditCommand{Audit{Time: time.Unix(int64(i+1), 0), Actor: "a", Action: "b", Reason: "c"}})
+		}
+	}()
+	points := map[uint64]bool{}
+	var dumps []string
+	var at []uint64
+	for busy := true; busy; {
+		select {
+		case <-done:
+			busy = false
+		default:
+		}
+		c, err := OpenCatalogFile(saved(t, m.catalog, t.TempDir()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		point, err := c.Point(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !points[point.Index] {
+			points[point.Index] = true
+			dumps, at = append(dumps, dump(t, c.catalog)), append(at, point.Index)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(points) < 3 {
+		t.Errorf("only the points %v were sent: nothing was applied meanwhile", at)
+	}
+	for i, index := range at {
+		again := newMachine(t)
+		for _, l := range m.logs[:index] {
+			again.Apply(l)
+		}
+		if want := dump(t, again.catalog); dumps[i] != want {
+			t.Errorf("what was sent as of entry %d is not what the log leads to:\n%s\nwant\n%s", index, dumps[i], want)
+		}
 	}
 }
