@@ -163,36 +163,41 @@ func (b *backup) receive(ctx context.Context, path string) (*heldCatalog, error)
 }
 
 // openHeld opens a catalog that may be anybody's: it checks all of it before it believes any.
-func openHeld(ctx context.Context, path string, progress *progress) (c *heldCatalog, err error) {
-	c = &heldCatalog{manifest: backupManifest{Format: backupFormat}}
-	if c.manifest.Catalog, err = sumOf(ctx, path); err != nil {
+func openHeld(ctx context.Context, path string, progress *progress) (*heldCatalog, error) {
+	sum, err := sumOf(ctx, path)
+	if err != nil {
 		return nil, err
 	}
-	if c.Catalog, err = replicate.OpenCatalogFile(path); err != nil {
+	cat, err := replicate.OpenCatalogFile(path)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.Close())
-		}
-	}()
+	c := &heldCatalog{Catalog: cat, manifest: backupManifest{Format: backupFormat, Catalog: sum}}
+	if err := c.look(ctx, progress); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// look checks the catalog, and fills in what it names.
+func (c *heldCatalog) look(ctx context.Context, progress *progress) (err error) {
 	for err := range c.Check(ctx, func(done, _ int) { progress.set(done) }) {
-		return nil, fmt.Errorf("the catalog is damaged: %w", err)
+		return fmt.Errorf("the catalog is damaged: %w", err) // the first will do
 	}
 	if c.manifest.Point, err = c.Point(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	for m, err := range c.Manifests(ctx) {
 		if err == nil {
 			err = c.blobs.add(m)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	c.manifest.Blobs = c.blobs.sum()
 	c.manifest.Databases, err = databasesOf(ctx, c.Catalog)
-	return c, err
+	return err
 }
 
 // databasesOf lists the checksum databases that a catalog trusts, with their newest heads.

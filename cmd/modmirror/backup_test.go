@@ -198,4 +198,3 @@ func TestBackupOfCluster(t *testing.T) {
 		return code != http.StatusOK && strings.Contains(ghost.output(), old.Cluster)
 	}, ghost.output)
 }
-

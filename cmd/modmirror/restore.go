@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -248,7 +249,7 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 	if !r.replace {
 		return note, usageError("--data-dir %s is not empty: name another directory, or have what is in it moved aside with --replace", r.dir)
 	}
-	note.Aside = asidePrefix + time.Now().UTC().Format("20060102T150405Z")
+	note.Aside = asidePrefix + time.Now().UTC().Format("20060102T150405.000Z")
 	note.Heads, err = headsIn(ctx, r.dir)
 	if errors.Is(err, replicate.ErrLocked) {
 		return note, fmt.Errorf("--data-dir %s: a mirror runs on this directory; stop it first", r.dir)
@@ -284,28 +285,32 @@ func (r *restore) workDir() (string, error) {
 }
 
 // open copies the catalog of the backup to path, and finds it right and fit to take the place of what is here.
-func (r *restore) open(ctx context.Context, src restoreSource, path string, note restoreNote) (c *heldCatalog, err error) {
+func (r *restore) open(ctx context.Context, src restoreSource, path string, note restoreNote) (*heldCatalog, error) {
 	r.copying.progress.stage("catalog", -1)
 	if err := src.catalog(ctx, path); err != nil {
 		return nil, err
 	}
-	if c, err = openHeld(ctx, path, r.copying.progress); err != nil {
+	c, err := openHeld(ctx, path, r.copying.progress)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", replicate.CatalogName, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.Close())
-		}
-	}()
-	if err := errors.Join(r.trusts(c), src.fits(c.manifest)); err != nil {
-		return nil, err
+	if err := r.accept(ctx, src, c, note); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// accept reports whether c, whose rows are right, may take the place of what is here.
+func (r *restore) accept(ctx context.Context, src restoreSource, c *heldCatalog, note restoreNote) error {
+	if err := cmp.Or(r.trusts(c), src.fits(c.manifest)); err != nil {
+		return err
 	}
 	p := c.manifest.Point
 	r.report.audit = []replicate.Audit{auditNow("restore", fmt.Sprintf("from a backup of cluster %s at entry %d, root %d:%s", p.Cluster, p.Index, p.Seq, p.Root))}
 	if err := r.compare(ctx, c, note); err != nil {
-		return nil, err
+		return err
 	}
-	return c, r.hasRoom(c)
+	return r.hasRoom(c)
 }
 
 // trusts reports whether the keys that the backup trusts are those that we are told to: whoever can write a backup can sign

@@ -46,6 +46,14 @@ func (s *tarSource) next() (*tar.Header, error) {
 	return h, nil
 }
 
+// failed says what became of reading a file.
+func (s *tarSource) failed(name string, err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("it is cut short in %s: %w", name, artifact.ErrRefused)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
 // catalog takes the first file.
 func (s *tarSource) catalog(ctx context.Context, path string) error {
 	s.tar = tar.NewReader(&limited{ctx: ctx, r: s.in})
@@ -62,7 +70,7 @@ func (s *tarSource) catalog(ctx context.Context, path string) error {
 	}
 	_, err = io.Copy(f, s.tar)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%s: %w", h.Name, err)
+		return s.failed(h.Name, err)
 	}
 	return nil
 }
@@ -164,7 +172,7 @@ func (in *tarFiller) blob(h *tar.Header) error {
 	}
 	if err != nil {
 		draft.Discard()
-		return fmt.Errorf("%s (%s): %w", h.Name, in.c.blobs.of[d], err)
+		return in.failed(fmt.Sprintf("%s (%s)", h.Name, in.c.blobs.of[d]), err)
 	}
 	in.commits.Go(func() error {
 		_, err := draft.Commit()
@@ -183,7 +191,7 @@ func (in *tarFiller) tile(h *tar.Header) error {
 	}
 	b, err := io.ReadAll(io.LimitReader(in.tar, sumdb.MaxTileFile+1))
 	if err != nil {
-		return fmt.Errorf("%s: %w", h.Name, err)
+		return in.failed(h.Name, err)
 	}
 	t, data, err := sumdb.ParseTileFile(h.Name[i:], b)
 	if err != nil {
@@ -196,7 +204,7 @@ func (in *tarFiller) tile(h *tar.Header) error {
 func (in *tarFiller) manifest(h *tar.Header) (m backupManifest, err error) {
 	b, err := io.ReadAll(io.LimitReader(in.tar, maxBackupManifest+1))
 	if err != nil {
-		return m, fmt.Errorf("%s: %w", h.Name, err)
+		return m, in.failed(h.Name, err)
 	}
 	if m, err = parseManifest(b); err != nil {
 		return m, err
