@@ -325,7 +325,7 @@ func (v *Survivor) Recover(a Audit) (cluster string, err error) {
 	}
 	cluster = rand.Text()
 	a.Number, a.Time, a.Reason = 0, a.Time.UTC().Round(0), r.account(a.Reason, cluster)
-	if err := a.check(); err != nil {
+	if err := a.Check(); err != nil {
 		return "", err
 	}
 	if err := v.at("begin"); err != nil {

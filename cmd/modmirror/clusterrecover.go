@@ -174,7 +174,7 @@ func (r remains) print(w io.Writer) error {
 	fmt.Fprintf(w, "  catalog     up to index %d, with %s, root %v\n", r.Applied, count(int(r.Seq), "change"), r.Root)
 	if n := r.Index - r.Applied; n > 0 {
 		fmt.Fprintf(w, "  behind it   %s with %s: nobody is left to say whether they were committed; a recovery takes them\n",
-			counted(int(n), "entry", "entries"), count(len(r.Tail), "publication"))
+			numbered(int(n), "entry", "entries"), count(len(r.Tail), "publication"))
 	}
 	fmt.Fprintf(w, "  blobs       %d of %d are here\n", r.Blobs-len(r.Missing), r.Blobs)
 	for i, b := range r.Missing {
@@ -255,7 +255,7 @@ func whoAnswers(ctx context.Context, nodes []replicate.Peer) (there []string) {
 	return there
 }
 
-func counted(n int, one, many string) string {
+func numbered(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

@@ -365,9 +365,9 @@ func (r *restore) compare(ctx context.Context, c *heldCatalog, note restoreNote)
 
 // hasRoom says early that the disk is too small.
 func (r *restore) hasRoom(c *heldCatalog) error {
-	free, ok := freeBytes(r.dir)
-	if need := c.manifest.Blobs.Bytes + c.manifest.Catalog.Bytes; ok && uint64(need) > free && !r.resumes() {
-		return fmt.Errorf("%s free on the disk of %s, and the backup has %s", size(int64(free)), r.dir, size(need))
+	room, ok := lookAtDisk(r.dir)
+	if need := c.manifest.Blobs.Bytes + c.manifest.Catalog.Bytes; ok && uint64(need) > room.Free && !r.resumes() {
+		return fmt.Errorf("%s free on the disk of %s, and the backup has %s", size(int64(room.Free)), r.dir, size(need))
 	}
 	return nil
 }
