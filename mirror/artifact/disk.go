@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 )
 
-// disk is every way in which a Store changes its directory, and reads whole blobs, so that tests can put one in its place that loses power,
-// runs full or lies. Names are relative to the data directory and slash-separated.
-type disk interface {
-	Create(name string) (file, error) // a new file, never an existing one
+// Disk is every way in which a Store changes its directory, so that tests can put one in its place that loses power,
+// runs full or lies: see [OpenStoreOn]. Names are relative to the data directory and slash-separated. Contents of a file are
+// durable once its Sync has returned, and its name once SyncDir of the directory has. Of reading, only that of whole blobs goes
+// through a Disk.
+type Disk interface {
+	Create(name string) (File, error) // a new file, never an existing one
 	Rename(oldname, newname string) error
 	Remove(name string) error
 	Mkdir(name string) error
@@ -20,8 +22,8 @@ type disk interface {
 	Blob(f *os.File) io.ReaderAt // how the bytes of an open blob are read to compare them with their digest
 }
 
-// file is an open file of a disk.
-type file interface {
+// File is an open file of a Disk.
+type File interface {
 	io.Writer
 	io.ReaderAt
 	Sync() error
@@ -38,7 +40,10 @@ const (
 // rootDisk is the real disk. Nothing that it is asked can leave the directory, not even through a symbolic link.
 type rootDisk struct{ root *os.Root }
 
-func (d rootDisk) Create(name string) (file, error) {
+// NewDisk returns the real disk below root, for one that stands in front of it.
+func NewDisk(root *os.Root) Disk { return rootDisk{root} }
+
+func (d rootDisk) Create(name string) (File, error) {
 	f, err := d.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, filePerm)
 	if err != nil {
 		return nil, err // not a file that holds a nil *os.File

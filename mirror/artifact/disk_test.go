@@ -59,7 +59,7 @@ func (d *unsafeDisk) note(f func()) {
 	f()
 }
 
-func (d *unsafeDisk) Create(name string) (file, error) {
+func (d *unsafeDisk) Create(name string) (File, error) {
 	if err := d.step("create", name); err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func (d *unsafeDisk) Create(name string) (file, error) {
 		return nil, err
 	}
 	d.note(func() { d.dirty[name] = true })
-	return &unsafeFile{file: f, d: d, name: name}, nil
+	return &unsafeFile{File: f, d: d, name: name}, nil
 }
 
 func (d *unsafeDisk) Rename(oldname, newname string) error {
@@ -114,7 +114,9 @@ func (d *unsafeDisk) SyncDir(name string) error {
 }
 
 // Blob reads a blob in steps called "blob".
-func (d *unsafeDisk) Blob(f *os.File) io.ReaderAt { return &unsafeFile{file: f, d: d, name: f.Name(), blob: true} }
+func (d *unsafeDisk) Blob(f *os.File) io.ReaderAt {
+	return &unsafeFile{File: f, d: d, name: f.Name(), blob: true}
+}
 
 // cut turns the power off and makes the directory what it may be then: contents that were not fsynced are gone, names
 // that were not fsynced are the old ones if undo says so (a kernel may also have written them already).
@@ -157,7 +159,7 @@ func (d *unsafeDisk) cut(t *testing.T, undo bool) {
 }
 
 type unsafeFile struct {
-	file
+	File
 	d    *unsafeDisk
 	name string
 	blob bool // it is one that is stored
@@ -165,10 +167,10 @@ type unsafeFile struct {
 
 func (f *unsafeFile) Write(p []byte) (int, error) {
 	if err := f.d.step("write", f.name); err != nil {
-		n, _ := f.file.Write(p[:len(p)/2]) // a disk that runs full takes some
+		n, _ := f.File.Write(p[:len(p)/2]) // a disk that runs full takes some
 		return n, err
 	}
-	return f.file.Write(p)
+	return f.File.Write(p)
 }
 
 func (f *unsafeFile) ReadAt(p []byte, off int64) (int, error) {
@@ -179,7 +181,7 @@ func (f *unsafeFile) ReadAt(p []byte, off int64) (int, error) {
 	if err := f.d.step(op, f.name); err != nil {
 		return 0, err
 	}
-	return f.file.ReadAt(p, off)
+	return f.File.ReadAt(p, off)
 }
 
 func (f *unsafeFile) Sync() error {
@@ -187,14 +189,14 @@ func (f *unsafeFile) Sync() error {
 		return err
 	}
 	f.d.note(func() { f.d.dirty[f.name] = false })
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // openUnsafe opens a store on an unsafeDisk that works; the test breaks it afterwards.
 func openUnsafe(t *testing.T, dir string) (*Store, *unsafeDisk) {
 	t.Helper()
 	var d *unsafeDisk
-	s, err := openStore(dir, func(root *os.Root) disk {
+	s, err := OpenStoreOn(dir, func(root *os.Root) Disk {
 		d = &unsafeDisk{rootDisk: rootDisk{root}, dirty: map[string]bool{}, renames: map[string][]move{}, dirs: map[string][]string{}}
 		return d
 	})

@@ -32,7 +32,7 @@ import (
 type Draft struct {
 	s     *Store
 	name  string // in the store; "" once there is nothing to remove
-	f     file   // nil once closed; a *memory until it has to be a file
+	f     File   // nil once closed; a *memory until it has to be a file
 	hash  hash.Hash
 	size  int64
 	limit int64
@@ -143,7 +143,7 @@ func (d *Draft) sync() error {
 	return nil
 }
 
-func fsync(f file) error {
+func fsync(f File) error {
 	err := fault.Error(fault.BlobFsync)
 	if err == nil {
 		err = f.Sync()

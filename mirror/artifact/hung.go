@@ -21,7 +21,7 @@ func Watch(limit time.Duration, late func(), write func() error) error {
 // watchedDisk is the disk of a Store. A change that hangs ends writing as one that fails does; when it comes back it has failed,
 // too late to be believed.
 type watchedDisk struct {
-	disk
+	Disk
 	s *Store
 }
 
@@ -37,8 +37,8 @@ func (d watchedDisk) watch(what string, write func() error) error {
 	return err
 }
 
-func (d watchedDisk) Create(name string) (f file, err error) {
-	err = d.watch("create a file", func() (err error) { f, err = d.disk.Create(name); return err })
+func (d watchedDisk) Create(name string) (f File, err error) {
+	err = d.watch("create a file", func() (err error) { f, err = d.Disk.Create(name); return err })
 	if err != nil {
 		if f != nil {
 			_ = f.Close() // nothing was written
@@ -49,30 +49,30 @@ func (d watchedDisk) Create(name string) (f file, err error) {
 }
 
 func (d watchedDisk) Rename(oldname, newname string) error {
-	return d.watch("rename a file", func() error { return d.disk.Rename(oldname, newname) })
+	return d.watch("rename a file", func() error { return d.Disk.Rename(oldname, newname) })
 }
 
 func (d watchedDisk) Remove(name string) error {
-	return d.watch("remove a file", func() error { return d.disk.Remove(name) })
+	return d.watch("remove a file", func() error { return d.Disk.Remove(name) })
 }
 
 func (d watchedDisk) Mkdir(name string) error {
-	return d.watch("make a directory", func() error { return d.disk.Mkdir(name) })
+	return d.watch("make a directory", func() error { return d.Disk.Mkdir(name) })
 }
 
 func (d watchedDisk) SyncDir(name string) error {
-	return d.watch("fsync a directory", func() error { return d.disk.SyncDir(name) })
+	return d.watch("fsync a directory", func() error { return d.Disk.SyncDir(name) })
 }
 
 // watchedFile is a file of a watchedDisk. That a read hangs is not told from here: nothing is lost by it.
 type watchedFile struct {
-	file
+	File
 	on watchedDisk
 }
 
 func (f watchedFile) Write(p []byte) (n int, err error) {
-	err = f.on.watch("write to a file", func() error { n, err = f.file.Write(p); return err })
+	err = f.on.watch("write to a file", func() error { n, err = f.File.Write(p); return err })
 	return n, err
 }
 
-func (f watchedFile) Sync() error { return f.on.watch("fsync a file", f.file.Sync) }
+func (f watchedFile) Sync() error { return f.on.watch("fsync a file", f.File.Sync) }

@@ -278,7 +278,7 @@ func TestOpenStoreIsDurable(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 {
 		var synced []string
-		s, err := openStore(dir, func(root *os.Root) disk { return syncSpy{rootDisk{root}, &synced} })
+		s, err := OpenStoreOn(dir, func(root *os.Root) Disk { return syncSpy{rootDisk{root}, &synced} })
 		if err != nil {
 			t.Fatal(err)
 		}

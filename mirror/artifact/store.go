@@ -52,7 +52,7 @@ import (
 type Store struct {
 	dir  string
 	root *os.Root
-	disk disk
+	disk Disk
 
 	renaming sync.Mutex // held from the look whether a blob exists to the rename that makes it
 
@@ -90,10 +90,12 @@ const (
 // OpenStore opens the store in the data directory dir, and makes what is missing of it. It removes the drafts that an
 // earlier process left behind, so the caller must hold the directory's lock.
 func OpenStore(dir string) (*Store, error) {
-	return openStore(dir, func(root *os.Root) disk { return rootDisk{root} })
+	return OpenStoreOn(dir, NewDisk)
 }
 
-func openStore(dir string, on func(*os.Root) disk) (*Store, error) {
+// OpenStoreOn is OpenStore for a directory that is changed through another disk than the real one, which on returns: the store
+// keeps no promise that this disk does not keep.
+func OpenStoreOn(dir string, on func(root *os.Root) Disk) (*Store, error) {
 	dir, err := filepath.Abs(dir) // the names of files stay right if somebody changes the working directory
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -131,7 +133,7 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 	return s, nil
 }
 
-func newStore(dir string, root *os.Root, disk disk) *Store {
+func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s := &Store{dir: dir, root: root, hung: Hung}
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
@@ -318,7 +320,7 @@ func (s *Store) Hold(limit int64) (*Draft, error) {
 }
 
 // create makes the file of a draft.
-func (s *Store) create() (name string, f file, err error) {
+func (s *Store) create() (name string, f File, err error) {
 	name = draftPrefix + strings.ToLower(rand.Text())
 	f, err = s.disk.Create(name)
 	if errors.Is(err, syscall.EROFS) || isFull(err) { // of a disk with errors the kernel makes one that can only be read; one without room for a file may have some for bytes

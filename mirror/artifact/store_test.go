@@ -272,12 +272,12 @@ func TestStoreFaultsAreNeverNotExist(t *testing.T) {
 }
 
 // lyingFile writes other bytes than it was given.
-type lyingFile struct{ file }
+type lyingFile struct{ File }
 
 func (f lyingFile) Write(p []byte) (int, error) {
 	p = bytes.Clone(p)
 	p[0] ^= 1
-	return f.file.Write(p)
+	return f.File.Write(p)
 }
 
 func TestCommitReadsBack(t *testing.T) {
