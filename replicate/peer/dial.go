@@ -16,8 +16,7 @@ const serverSuffix = ".modmirror.internal"
 func (l *Link) dialTLS(ctx context.Context, addr, proto string, stall time.Duration) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.handshake)
 	defer cancel()
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", addr)
+	nc, err := l.config.Network.Dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,8 @@ type Config struct {
 	// Refused is told, each time, why a node that this one found with --join, or asks to join, does not speak with it.
 	// nil: nobody is told.
 	Refused func(*Refusal)
+	// Network is what connects this node with the others. nil: TCP.
+	Network Network
 	Log     *slog.Logger          // nil: nothing is logged
 	Metrics prometheus.Registerer // nil: nothing is measured
 
@@ -112,7 +114,10 @@ func Listen(c Config) (*Link, error) {
 	if c.pause == 0 {
 		c.pause = time.Second
 	}
-	ln, err := net.Listen("tcp", c.Listen)
+	if c.Network == nil {
+		c.Network = tcp{}
+	}
+	ln, err := c.Network.Listen(c.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for other nodes: %w", err)
 	}
