@@ -50,7 +50,7 @@ func (n *node) openLink(ctx context.Context) (founding replicate.Config, err err
 		Listen: c.peerListen(), Advertise: addr, Credentials: cred,
 		Self: n.hello, Check: n.checkPeer, Was: n.was, Leader: n.leader,
 		Refused: func(r *peer.Refusal) { n.front.blame(r) },
-		Log:     n.log, Metrics: n.metrics,
+		Network: n.outside.network, Log: n.log, Metrics: n.metrics,
 	})
 	if errors.Is(err, syscall.EADDRINUSE) && !c.clustered() {
 		n.log.Info("no other node can join this one: another process uses the internal port; see --peer-listen", "address", c.peerListen())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ import (
 // here, through an interface of its own.
 type node struct {
 	config    config
+	outside   outside
 	log       *slog.Logger
 	metrics   *prometheus.Registry
 	started   time.Time
@@ -62,6 +64,13 @@ type node struct {
 	refused error // guarded by mu; why the cluster does not take this node
 
 	evidence map[string][]string // guarded by mu; files with evidence of forks, by database
+}
+
+// outside is what a node has around it. What is nil is the real thing; a simulation puts its own in its place.
+type outside struct {
+	network  peer.Network                      // between nodes
+	upstream http.RoundTripper                 // to upstreams and checksum databases
+	disk     func(root *os.Root) artifact.Disk // on which the blobs are
 }
 
 func newNode(c config, log *slog.Logger) *node {
@@ -101,7 +110,11 @@ func (n *node) open(ctx context.Context) (err error) {
 	if err := n.meet(ctx); err != nil {
 		return err
 	}
-	store, err := artifact.OpenStore(c.DataDir)
+	disk := n.outside.disk
+	if disk == nil {
+		disk = artifact.NewDisk
+	}
+	store, err := artifact.OpenStoreOn(c.DataDir, disk)
 	if err != nil {
 		return fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
 	}
@@ -186,6 +199,7 @@ func (n *node) upstreamConfig() upstream.Config {
 		Log:       n.log,
 		Metrics:   n.metrics,
 		Self:      []string{n.config.Listen},
+		Transport: n.outside.upstream,
 
 		MaxPerHost: n.config.Limits.PerHost,
 	}
