@@ -45,6 +45,9 @@ func (d *Draft) Quarantine(reason string) error {
 	if err := d.spill(); err != nil {
 		return err
 	}
+	if err := d.sync(); err != nil { // before others have to wait for it
+		return err
+	}
 	return d.s.quarantine.take(d, reason)
 }
 
@@ -88,9 +91,6 @@ func (q *shelf) take(d *Draft, reason string) error {
 		return err
 	}
 	name := quarantineDir + "/" + about.Digest
-	if err := d.sync(); err != nil {
-		return err
-	}
 	if err := q.s.disk.Rename(d.name, name); err != nil {
 		return q.s.fault("rename a draft", err)
 	}
