@@ -371,7 +371,8 @@ func TestPublishFails(t *testing.T) {
 	}
 }
 
-// Bytes that are lost or damaged here come back from upstream, if the upstream still has exactly these.
+// Bytes that are lost or damaged here come back from upstream, if the upstream still has exactly these. If not, that is no refusal, and
+// never an absence.
 func TestRepair(t *testing.T) {
 	for name, harm := range map[string]func(*rig, artifact.Ref) error{
 		"lost": func(g *rig, r artifact.Ref) error { return g.store.Remove(r.Digest) },
@@ -403,7 +404,10 @@ func TestRepair(t *testing.T) {
 		g.want(helloPath+"v1.0.0.zip", 503, "")
 		g.up.Down(false)
 		g.up.Tamper(helloV, artifact.Zip, mirrortest.Repack) // another SHA-256, the same h1
-		g.want(helloPath+"v1.0.0.zip", 403, "")
+		g.want(helloPath+"v1.0.0.zip", 503, "") // somebody may still have the right ones
+		g.up.Heal()
+		g.up.Status(helloPath, 404, "gone")
+		g.want(helloPath+"v1.0.0.zip", 503, "") // what is published exists, whatever the upstream says of it now
 		g.up.Heal()
 		if b := g.want(helloPath+"v1.0.0.zip", 200, ""); b.body != a.body {
 			t.Errorf("%s: other bytes came back", name)

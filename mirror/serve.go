@@ -259,9 +259,27 @@ func (m *Mirror) artifact(ctx context.Context, req Request, id string) (found, e
 	if it := m.pending.get(key); it != nil {
 		return m.uncommitted(it)
 	}
+	if lost := err; errors.Is(lost, artifact.ErrDamaged) {
+		return m.regain(ctx, mv, k, key, id, lost)
+	}
 	if err := m.knownAbsent(key); err != nil {
 		return found{}, fmt.Errorf("%s %s: %w", mv, k, err)
 	}
+	return m.bringFor(ctx, mv, k, key, id)
+}
+
+// regain has bytes fetched that are published and lost here. Whatever the upstream says of them now, they exist, and are right
+// somewhere: its no, or other bytes of the same sum, is no answer for the client.
+func (m *Mirror) regain(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, lost error) (found, error) {
+	out, err := m.bringFor(ctx, mv, k, key, id)
+	if isAbsent(err) || isRefusal(err) {
+		err = fmt.Errorf("%w; the upstream: %v", lost, err)
+	}
+	return out, err
+}
+
+// bringFor has an artifact brought in for a client.
+func (m *Mirror) bringFor(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (found, error) {
 	man, small, joined, err := m.fetch(ctx, mv, k, key, id)
 	if err != nil {
 		return m.passedThrough(err)
