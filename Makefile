@@ -3,6 +3,7 @@
 # make image   build a container image from deploy/Dockerfile, and a secret for deploy/docker-compose.yml
 # make test    everything that a change must pass
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
+# make sim     simulate SEEDS (24) clusters under faults, from seed FIRST (1) on; SEED=n: only that one, see docs/simulation.md
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
 # make real    the same promises against the real public Go module proxy and sum.golang.org
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
@@ -16,8 +17,10 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
 
 FUZZTIME = 10s
+SEEDS = $(if $(SEED),1,24)
+FIRST = $(or $(SEED),1)
 
-.PHONY: serve cluster image build test check unit fuzz soak real bench bench-cluster clean
+.PHONY: serve cluster image build test check unit sim fuzz soak real bench bench-cluster clean
 
 serve: build
 	./bin/modmirror serve
@@ -36,7 +39,7 @@ image: build
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror
 
-test: check build unit fuzz
+test: check build unit sim fuzz
 
 check:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
@@ -45,6 +48,10 @@ check:
 
 unit:
 	go test -race -timeout 20m ./...
+
+# Without -race, which makes it ten times slower; unit runs a few seeds with it.
+sim:
+	go test -count=1 -timeout 12h -run '^TestSimulation$$' ./cmd/modmirror -sim.first $(FIRST) -sim.seeds $(SEEDS)
 
 # To make an input shorter takes a minute by default, in which nothing else is tried: all of the time, of targets whose
 # coverage differs from run to run.
