@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -248,7 +249,7 @@ func TestShard(t *testing.T) {
 				t.Errorf("shard %x has %v, %v", b, ref, err)
 			}
 			delete(want, ref)
-			if err := s.Rehash(t.Context(), ref); err != nil {
+			if err := s.Rehash(t.Context(), ref, 4, func(context.Context, int) error { return nil }); err != nil {
 				t.Error(err)
 			}
 		}

@@ -116,11 +116,21 @@ func (s *Store) verifyFor(now *reading, f *os.File, r Ref) (err error) {
 
 // verify reads f, the file of r, without moving its offset, and remembers what comes of it.
 func (s *Store) verify(ctx context.Context, f *os.File, r Ref) error {
+	return s.verifyFrom(ctx, f, s.content(f, r), r)
+}
+
+// content is what f, the file of r, holds, and one byte more if it is too long.
+func (s *Store) content(f *os.File, r Ref) io.Reader {
+	return io.NewSectionReader(s.disk.Blob(f), 0, r.Size+1)
+}
+
+// verifyFrom is verify for bytes that are read through in.
+func (s *Store) verifyFrom(ctx context.Context, f *os.File, in io.Reader, r Ref) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("verify %v: %v: %w", r, err, ErrUnavailable)
 	}
-	got, err := digestAll(ctx, io.NewSectionReader(s.disk.Blob(f), 0, r.Size+1))
+	got, err := digestAll(ctx, in)
 	if ctx.Err() != nil {
 		return fmt.Errorf("verify %v: %w", r, context.Cause(ctx))
 	}
@@ -147,3 +157,6 @@ func (s *Store) intact(r Ref, again bool) bool {
 	}
 	return s.verifyOnce(context.Background(), f, r) == nil
 }
+
+// Doubt makes the next Open of a blob read it again: somebody could not read all of it.
+func (s *Store) Doubt(d Digest) { s.verified.forget(d) }

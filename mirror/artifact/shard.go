@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"bufio"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -17,15 +18,25 @@ func (s *Store) Shard(b byte) iter.Seq2[Ref, error] {
 }
 
 // Rehash is Verify that asks the disk, where the system lets it, and not what memory holds of the file. Nobody who opens the
-// blob waits for it.
-func (s *Store) Rehash(ctx context.Context, r Ref) error {
+// blob waits for it. It reads pieces of at most piece bytes, and calls pace after each with the number of them.
+func (s *Store) Rehash(ctx context.Context, r Ref, piece int, pace func(ctx context.Context, n int) error) error {
 	f, err := s.open(r)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	forgetPages(f)
-	return s.verify(ctx, f, r)
+	in := s.content(f, r)
+	slow := readerFunc(func(p []byte) (int, error) {
+		n, err := in.Read(p)
+		if n > 0 {
+			if perr := pace(ctx, n); perr != nil {
+				return n, perr
+			}
+		}
+		return n, err
+	})
+	return s.verifyFrom(ctx, f, bufio.NewReaderSize(slow, piece), r)
 }
 
 // Named reports whether anything stands in the place of r, right or not. The error matches [fs.ErrNotExist] if nothing does,
