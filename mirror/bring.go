@@ -144,12 +144,14 @@ func (m *Mirror) arrived(ctx context.Context, mv module.Version, k artifact.Kind
 			}
 			return bringing{have, small}, notAbsent(err)
 		}
+		if err := m.starved(); err != nil {
+			return bringing{}, err
+		}
 		select {
 		case <-wake:
 		case <-time.After(catalogPoll):
 		case <-late.C:
-			late := fmt.Errorf("another node has committed it, and it has not arrived here within %v: %w", catalogWait, artifact.ErrUnavailable)
-			return bringing{}, errors.Join(m.room(0), late)
+			return bringing{}, fmt.Errorf("another node has committed it, and it has not arrived here within %v: %w", catalogWait, artifact.ErrUnavailable)
 		case <-ctx.Done():
 			return bringing{}, context.Cause(ctx)
 		}

@@ -115,6 +115,9 @@ type Config struct {
 	// it says whether there is any room at all. It must not wait for the disk. nil: there always is.
 	Room func(need int64) error
 
+	// Starved says why the catalog here cannot learn now what other nodes commit, as there is no room even for that. nil: it always can.
+	Starved func() error
+
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
 	StaleWait   time.Duration // how long a client waits for a newer list if there is an older one; 0: 3 s

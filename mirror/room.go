@@ -24,6 +24,14 @@ func (m *Mirror) room(need int64) error {
 	return m.config.Room(need)
 }
 
+// starved says why nothing that others commit can arrive here now; nil: it can.
+func (m *Mirror) starved() error {
+	if m.config.Starved == nil {
+		return nil
+	}
+	return m.config.Starved()
+}
+
 // fetchPassing has a published blob for which there is no room pass the gate, and returns its bytes. One at a time does.
 func (m *Mirror) fetchPassing(ctx context.Context, man artifact.Manifest, k artifact.Kind) (b []byte, err error) {
 	select {

@@ -116,6 +116,32 @@ func TestPassingBytes(t *testing.T) {
 	}
 }
 
+// What others commit cannot arrive at a node whose catalog finds no room even for that: its clients are told at once.
+func TestStarved(t *testing.T) {
+	var full atomic.Bool
+	c := newCluster(t, 2, func(cf *Config) {
+		cf.Starved = func() error {
+			if full.Load() {
+				return fmt.Errorf("append to the log: %w", artifact.ErrNoSpace)
+			}
+			return nil
+		}
+	})
+	n := c.nodes[1]
+	c.set(func() {
+		n.paused = true
+		c.before = func(int, artifact.Publication) { full.Store(true) }
+	})
+	begin := time.Now()
+	n.want(zipPath, 503, "append to the log: no space")
+	if took := time.Since(begin); took > catalogWait/2 {
+		t.Errorf("it took %v", took)
+	}
+	full.Store(false)
+	n.resume()
+	n.want(zipPath, 200, "PK")
+}
+
 // Who waits for something that would have to be written is told when writing ends, whatever hangs.
 func TestNobodyWaitsForADeadDisk(t *testing.T) {
 	c := newCluster(t, 2)

@@ -79,6 +79,12 @@ func (n *Node) proposeHere(ctx context.Context, c command, cmd []byte, acks []ar
 	}
 }
 
+// Starved says why this node cannot write now what the cluster commits, as its disk is full to the last byte; nil: it can.
+func (n *Node) Starved() error {
+	_, err := n.latch.short()
+	return err
+}
+
 // isShort says that the disk is full, or was until now.
 func (n *Node) isShort() error {
 	if _, err := n.latch.short(); err != nil {

@@ -297,6 +297,7 @@ func (n *node) openMirror() error {
 		Index:          index{n.replica, n},
 		Store:          n.store,
 		Room:           n.disk.err,
+		Starved:        n.replica.Starved,
 		Checksums:      n.set,
 		SumDB:          n.set,
 		Private:        strings.Join(n.config.Private, ","),
