@@ -46,6 +46,7 @@ type cursor struct {
 	Format int    `json:"format,omitempty"` // absent: 1
 	Next   int64  `json:"next"`
 	Node   string `json:"node,omitempty"` // whose it is
+	Doubt  bool   `json:"doubt,omitempty"`
 }
 
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
@@ -57,13 +58,16 @@ type cursor struct {
 //	after follow.json          the new watermark
 //
 // A follow.json that cannot be read counts as one that says 0: everything is looked at again, and what is here is not pulled.
-// So does one of another node, whose changes were others: this one may have been started in its directory.
+// So does one of another node, whose changes were others: this one may have been started in its directory. Its blobs are read then,
+// each once, as a disk that turned bits may be why there is a new node. That costs nothing later: what this process has pulled it
+// has read.
 type follower struct {
 	m     *Mirror
 	files *dataFiles
 	limit *rate.Limiter // nil: none
 
 	next    int64       // place of the first change that has not been read
+	doubt   bool        // a blob that is here when its change is read is read too: there was another node here before; set by load only
 	missing []*missing  // in the order of their places
 	bytes   int64       // of them
 	active  int         // pulls under way
@@ -145,11 +149,12 @@ func (f *follower) load() {
 	}
 	if err != nil {
 		c.Next = 0
+		c.Doubt = c.Doubt || c.Node != "" && c.Node != f.m.config.Node
 		if !errors.Is(err, fs.ErrNotExist) {
 			f.m.log.Warn("the cursor of the blob follower is of no use, all blobs are looked for again", "file", cursorFile, "err", err)
 		}
 	}
-	f.next, f.saved = c.Next, c.Next
+	f.next, f.saved, f.doubt = c.Next, c.Next, c.Doubt
 	f.report()
 }
 
@@ -211,7 +216,7 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 		if ref.IsZero() || k == artifact.Mod && ref.Size <= artifact.MaxInline {
 			continue
 		}
-		err := f.m.config.Store.Durable(ref)
+		err := f.here(ctx, ref)
 		switch {
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
@@ -223,6 +228,14 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 	}
 	f.m.published(ctx, c.Manifest.Module) // what this node says of the path may be out of date
 	return nil
+}
+
+// here reports whether a blob is here, durably.
+func (f *follower) here(ctx context.Context, ref artifact.Ref) error {
+	if f.doubt {
+		return f.m.config.Store.DurableIntact(ctx, ref)
+	}
+	return f.m.config.Store.Durable(ref)
 }
 
 // start starts the pulls that are due, as many as may run.
@@ -248,7 +261,7 @@ func (f *follower) pull(ctx context.Context, b *missing) (err error) {
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	if f.m.config.Store.Durable(b.ref) == nil {
+	if f.m.config.Store.DurableIntact(ctx, b.ref) == nil {
 		return nil // a client was faster
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.budget(b.ref.Size))
@@ -323,7 +336,7 @@ func (f *follower) save(now bool) {
 		return
 	}
 	f.saveAt = time.Now().Add(followSave)
-	b, err := json.Marshal(cursor{Next: w, Node: f.m.config.Node})
+	b, err := json.Marshal(cursor{Next: w, Node: f.m.config.Node, Doubt: f.doubt})
 	if err == nil {
 		fault.Point(fault.CursorSave)
 		err = f.files.write(cursorFile, b)

@@ -160,6 +160,37 @@ func TestFollowRestart(t *testing.T) {
 	}
 }
 
+// A new node in the directory of another one reads the blobs that it finds, and pulls those that are damaged, also if it is
+// started again before it has come to them. Its own it does not read again.
+func TestFollowDoubts(t *testing.T) {
+	for _, begin := range []string{`{"next":4,"node":"of a node before"}`, `{"next":0,"doubt":true}`} {
+		c := newCluster(t, 3)
+		refs := c.fill(4)
+		n := c.nodes[2]
+		stop := n.follow()
+		n.until(func(p Progress) bool { return p.Watermark == 4 })
+		stop()
+		before := c.fetches(2, 0) + c.fetches(2, 1)
+		n.boot() // a process that has read nothing yet
+		n.rot(refs[1])
+		if err := os.WriteFile(filepath.Join(n.dir, cursorFile), []byte(begin), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		stop = n.follow()
+		n.until(func(p Progress) bool { return p.Watermark == 4 })
+		stop()
+		if got := c.fetches(2, 0) + c.fetches(2, 1) - before; got != 1 {
+			t.Errorf("%s: %d pulls, want that of the damaged one", begin, got)
+		}
+		if err := n.store.Verify(t.Context(), refs[1]); err != nil {
+			t.Error(err)
+		}
+		if got := n.cursor(); !strings.Contains(got, `"doubt":true`) {
+			t.Errorf("the cursor is %s", got)
+		}
+	}
+}
+
 // A process that dies with pulls under way has a cursor from before them.
 func TestFollowCrash(t *testing.T) {
 	c := newCluster(t, 3)

@@ -29,7 +29,7 @@ const (
 
 // restore is what an operator can do about files that are lost or do not belong together. Only some of them from a backup
 // is what brings about such a state, and would let the node forget what it voted for and promised.
-const restore = "restore node.json, raft and catalog.db together from one backup, or move all three away and start as a new node"
+const restore = "restore node.json, raft and catalog.db together from one backup, or, if other nodes of its cluster are alive, make a new node of it: modmirror cluster reset --keep-blobs, with the same --data-dir, which says how to go on"
 
 // advised adds what an operator can do about err, which came of opening a file that is there. What the system refused says
 // nothing about the file, and must not be answered by giving up data.

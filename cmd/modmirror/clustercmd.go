@@ -22,7 +22,7 @@ heard. Any member will do: what must be done by the leader is passed on to it. R
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(clusterStatusCommand(), clusterMembersCommand(), clusterTokenCommand(), clusterTransferCommand(), clusterAuditCommand(), clusterLocalCommand(), clusterRecoverCommand(),
+	cmd.AddCommand(clusterStatusCommand(), clusterMembersCommand(), clusterTokenCommand(), clusterTransferCommand(), clusterAuditCommand(), clusterLocalCommand(), clusterResetCommand(), clusterRecoverCommand(),
 		clusterChangeCommand("promote", "Give a member a vote", `Promote gives a vote to a member that holds everything which is committed. The leader does the same by itself until the
 cluster has as many voters as --voters says; promote is for going beyond that, or for choosing.`),
 		clusterChangeCommand("demote", "Take a member's vote away", `Demote takes a member's vote away; it goes on to receive everything. It does not get the vote back before somebody promotes
