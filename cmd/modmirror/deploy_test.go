@@ -17,10 +17,7 @@ import (
 )
 
 // What people copy from deploy and from the docs must be understood by the commands as they are.
-const (
-	deployDir = "../../deploy"
-	docFile   = "../../docs/cluster.md"
-)
+const deployDir = "../../deploy"
 
 func readDeploy(t *testing.T, path string) string {
 	t.Helper()
@@ -229,7 +226,7 @@ func TestDeployBalancers(t *testing.T) {
 var (
 	flagName    = regexp.MustCompile(`(?:^|[^-\w])--([a-z][a-z-]*[a-z])`)
 	commandLine = regexp.MustCompile("modmirror ([^`|;&)\"\n]*)")
-	otherTool   = regexp.MustCompile(`(?m)^(?:go|docker|docker-compose|kubectl) (.*[/(](modmirror .*))?.*$`) // and the mirror's command in it
+	otherTool   = regexp.MustCompile(`(?m)^(?:go|docker|docker-compose|kubectl|journalctl|RUN) (.*[/(](modmirror .*))?.*$`) // and the mirror's command in it
 	placeholder = regexp.MustCompile(`^[a-z]+$`)
 )
 
@@ -295,9 +292,12 @@ func TestUnknownFlags(t *testing.T) {
 	}
 }
 
-// Every flag that deploy and docs/cluster.md name exists.
+// Every flag that deploy and the pages for operators name exists.
 func TestFlagsInDeployAndDocs(t *testing.T) {
-	files := []string{docFile}
+	var files []string
+	for _, page := range []string{"cluster", "install", "configure", "clients", "troubleshooting", "trust"} {
+		files = append(files, filepath.Join("../../docs", page+".md"))
+	}
 	err := filepath.WalkDir(deployDir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() && d.Name() != "Dockerfile" { // which has flags of its own, see above
 			files = append(files, path)
