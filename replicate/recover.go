@@ -138,6 +138,9 @@ func (v *Survivor) open() (err error) {
 	if v.lock, err = lockDir(v.dir); err != nil {
 		return err
 	}
+	if err := checkRestored(v.dir); err != nil {
+		return err
+	}
 	path := filepath.Join(v.dir, "node.json")
 	if v.id, err = readIdentity(path); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is no node.json; %s", restore)

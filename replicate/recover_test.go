@@ -289,6 +289,7 @@ func TestRecoverRefuses(t *testing.T) {
 		"a new node":         {fresh, "why", "has never been part of a cluster"},
 		"nothing":            {t.TempDir(), "why", "there is no node.json"},
 		"no reason":          {c.dirs[i], "a\nb", "cannot be printed"},
+		"half restored":      {restoringIn(t, copyDir(t, c.dirs[i])), "why", ErrRestoring.Error()},
 		"a damaged log":      {damaged, "why", "knows of no term"},
 		"a node that runs":   {running, "why", ErrLocked.Error()},
 		"a removed survivor": {removedIn(t, copyDir(t, c.dirs[i])), "why", "was removed from its cluster"},
@@ -306,6 +307,14 @@ func TestRecoverRefuses(t *testing.T) {
 			t.Errorf("%s: it left %q, before it was %q", name, after, before)
 		}
 	}
+}
+
+func restoringIn(t *testing.T, dir string) string {
+	t.Helper()
+	if _, err := BeginRestore(dir, "note"); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func removedIn(t *testing.T, dir string) string {
