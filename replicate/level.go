@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -143,6 +144,7 @@ func (s state) levelWaits(level int, by string) (waits []string, err error) {
 			waits = append(waits, fmt.Sprintf("member %s has not said what it supports", m.ID))
 		}
 	}
+	slices.Sort(waits)
 	return waits, nil
 }
 

@@ -3,6 +3,10 @@ package replicate
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -156,5 +160,30 @@ func TestClusterRaisesTheLevel(t *testing.T) {
 	waitFor(t, "refusal", func() bool { return c.nodes[2].whyRefused() != nil })
 	if err := c.nodes[2].whyRefused(); !strings.Contains(err.Error(), "supports level 1, and the cluster is at level 2") {
 		t.Errorf("it is refused for %v", err)
+	}
+}
+
+// docs/formats.md names every kind of command, bucket and row of bucket cfg.
+func TestFormatsPage(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "docs", "formats.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(b)
+	for kind := byte(1); kind <= kindLevel; kind++ {
+		if !regexp.MustCompile(fmt.Sprintf(`[| ]%d [a-z-]+[,| ]`, kind)).MatchString(page) {
+			t.Errorf("it does not name kind %d", kind)
+		}
+	}
+	for _, name := range buckets {
+		if !strings.Contains(page, fmt.Sprintf("\n| `%s` | ", name)) {
+			t.Errorf("it does not name bucket %s", name)
+		}
+	}
+	for _, row := range [][]byte{keyFormat, keyApplied, keyMembers, keyMerkle, keyManifests, keyConflicts, keyCluster, keyLevel,
+		[]byte(nodePrefix + "<"), []byte(gonePrefix + "<"), []byte(auditPrefix + "<"), []byte(wasPrefix + "<")} {
+		if !strings.Contains(page, "`"+string(row)) {
+			t.Errorf("it does not name row %s", row)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,5 +47,39 @@ func TestAcceptance(t *testing.T) {
 		if !have[m[1]] {
 			t.Errorf("docs/acceptance.md names %s, which does not exist", m[1])
 		}
+	}
+}
+
+// docs/formats.md names every route of the internal port.
+func TestFormatsPageHasTheRoutes(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "formats.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes := regexp.MustCompile(`"((?:GET|POST|PUT|DELETE) (?:/v1|/sumdb)/[a-z/-]*)`)
+	found := 0
+	for _, dir := range []string{".", filepath.Join("..", "..", "replicate", "peer")} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			src, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, m := range routes.FindAllSubmatch(src, -1) {
+				found++
+				if !bytes.Contains(page, m[1]) {
+					t.Errorf("docs/formats.md does not name %s", m[1])
+				}
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("there are %d routes", found)
 	}
 }

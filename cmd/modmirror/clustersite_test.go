@@ -32,6 +32,7 @@ type clusterNode struct {
 	listen   string
 	peer     string
 	token    string // file with another secret than the cluster's
+	bin      string // another binary than the site's
 	extra    []string
 }
 
@@ -94,7 +95,7 @@ func (s *clusterSite) launch(n *clusterNode) {
 
 func (s *clusterSite) launchWith(n *clusterNode, args ...string) {
 	s.t.Helper()
-	p, err := launch(s.bin, s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, s.env(), args)
+	p, err := launch(cmp.Or(n.bin, s.bin), s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, s.env(), args)
 	if err != nil {
 		s.t.Fatal(err)
 	}
