@@ -21,7 +21,8 @@ import (
 //	         are those that this node's own catalog has for the version
 //	download size and SHA-256 are those of ref
 //	check    the zip is one of the module and has the record's h1; the go.mod has the record's sum
-//	store    fsynced, renamed, directory fsynced: when Admit returns nil, an ack may be given
+//	store    fsynced, renamed, directory fsynced: when Admit returns nil, an ack may be given, which is a promise not to collect
+//	         the blob for 24 hours (see collect.go)
 //
 // Nothing is published by it, and no client is served what no manifest of the catalog names. Bytes that are here already, and
 // right, are admitted without reading the body. What fails a check matches artifact.ErrRefused; it is logged with the name of
@@ -48,6 +49,11 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	if err := a.prove(ctx, man); err != nil {
 		return a.refuse(nil, err)
 	}
+	release, err := m.hold(ref.Digest)
+	if err != nil {
+		return err
+	}
+	defer release() // what was forgotten is no leftover for long enough
 	switch err := m.config.Store.DurableIntact(ctx, ref); {
 	case err == nil:
 		return nil

@@ -88,6 +88,7 @@ func newCluster(t *testing.T, n int, options ...func(*Config)) *cluster {
 func (n *node) boot() {
 	n.start(append([]func(*Config){func(cf *Config) {
 		cf.Index, cf.Proofs, cf.Changes, cf.Peers, cf.Dir = clusterIndex{n.index, n}, n, n, &fakePeers{n.c, n.id}, n.dir
+		cf.Names, cf.TrashKeep = n, trashKeep
 	}}, n.options...)...)
 	n.step = func(step string) {
 		if step == "follow" {

@@ -46,6 +46,8 @@ type intake struct {
 	ref    artifact.Ref // set once accept has said yes
 	small  []byte       // of an info or go.mod
 	copies *copies      // of a blob, to other nodes; nil: none
+
+	release func() // of the blob, which is not collected before; nil: none
 }
 
 // ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
@@ -66,6 +68,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	}
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
 	defer in.endSpread()
+	defer in.letGo()
 	ahead := m.fetchEarly(ctx, mv, k, have)
 	defer ahead.drop()
 	if in.man, err = m.recorded(ctx, mv, have, ahead, id); err != nil {
@@ -151,6 +154,9 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	start = in.m.metrics.stageDone(stageCheck, start)
 	ref := in.refOf(d)
 	if keep != nil && (in.kind == artifact.Zip || ref.Size > artifact.MaxInline) {
+		if err := in.hold(ref.Digest); err != nil {
+			return err
+		}
 		if _, err := keep.Commit(); err != nil { // it replaces damaged bytes, and only those
 			return err
 		}
@@ -159,6 +165,20 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	in.m.reached("store")
 	in.m.metrics.stageDone(stageStore, start)
 	return nil
+}
+
+// hold keeps the blob from being collected until letGo.
+func (in *intake) hold(d artifact.Digest) (err error) {
+	in.letGo() // of what an earlier source sent
+	in.release, err = in.m.hold(d)
+	return err
+}
+
+func (in *intake) letGo() {
+	if in.release != nil {
+		in.release()
+		in.release = nil
+	}
 }
 
 // refOf returns the name of what is to be published: of the small bytes, or of the draft's.

@@ -404,7 +404,7 @@ func TestRepair(t *testing.T) {
 		g.want(helloPath+"v1.0.0.zip", 503, "")
 		g.up.Down(false)
 		g.up.Tamper(helloV, artifact.Zip, mirrortest.Repack) // another SHA-256, the same h1
-		g.want(helloPath+"v1.0.0.zip", 503, "") // somebody may still have the right ones
+		g.want(helloPath+"v1.0.0.zip", 503, "")              // somebody may still have the right ones
 		g.up.Heal()
 		g.up.Status(helloPath, 404, "gone")
 		g.want(helloPath+"v1.0.0.zip", 503, "") // what is published exists, whatever the upstream says of it now

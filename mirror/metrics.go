@@ -81,6 +81,8 @@ type metrics struct {
 	peerBytes prometheus.Counter
 	pulls     [2]prometheus.Counter // failed, done
 	passed    prometheus.Counter
+
+	garbage garbageMetrics
 }
 
 // What becomes of a go.mod that is looked ahead for.
@@ -139,7 +141,7 @@ func newMetrics(reg prometheus.Registerer, caches map[string]func() (int, int64)
 	for end, name := range aheadNames {
 		m.ahead[end] = ahead.WithLabelValues(name)
 	}
-	more := m.newPeerMetrics(ns, sub)
+	more := append(m.newPeerMetrics(ns, sub), m.garbage.make(ns, sub)...)
 	for s, name := range stageNames {
 		m.stages[s] = stages.WithLabelValues(name)
 	}

@@ -37,6 +37,8 @@
 //   - Without a quorum everything committed is served. New artifacts are refused with 503, or, if [Config.OnQuorumLoss] says
 //     so, verified and passed through with "Cache-Control: no-store" and "Modmirror-Committed: false", without ETag and ranges,
 //     and committed when there is a quorum again ([Mirror.CommitPending]).
+//   - What no manifest names is collected, and nothing else ([Mirror.CollectGarbage]): a blob that has been left over for a day, by
+//     no clock that can be set, goes to the trash, from where whoever needs it after all brings it back, and later for good.
 //   - Nothing of a request but module path, version and query goes upstream; of a private module not even that.
 package mirror
 
@@ -107,7 +109,7 @@ type Config struct {
 	Proofs       Prover  // needed with Peers
 	Changes      Changes // what Follow follows; nil: nothing
 	Node         string  // the id of this node, whose Changes they are: what is remembered of another's is of no use
-	Dir          string  // the data directory, for follow.json and pending/; needed by Follow and with "passthrough"
+	Dir          string  // the data directory, for follow.json, pending/ and leftovers/; needed by Follow and with "passthrough"
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
 	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
 
@@ -116,7 +118,11 @@ type Config struct {
 	Room func(need int64) error
 
 	// Starved says why the catalog here cannot learn now what other nodes commit, as there is no room even for that. nil: it always can.
-	Starved func() error
+	Starved   func() error
+	Names     Names         // which blobs are named, for CollectGarbage, with Dir; nil: no garbage is collected
+	GCEvery   time.Duration // how often it is collected; 0: only when Collect is called
+	TrashKeep time.Duration // how long collected blobs stay in the trash; 0: until the next pass
+	DiskLow   func() bool   // whether the disk is nearly full, so that they have to leave at once; nil: it never is
 
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
@@ -173,8 +179,11 @@ type Mirror struct {
 	clients  atomic.Int64  // pulls for clients under way; those of Follow give way
 	pending  *pending      // nil: what cannot be committed is not kept
 	followed follower      // what Progress reports
-	draining atomic.Bool
-	stopped  atomic.Pointer[error] // why nothing is served any more; see StopServing
+
+	leftovers *leftovers // nil: no garbage is collected
+	collector collector
+	draining  atomic.Bool
+	stopped   atomic.Pointer[error] // why nothing is served any more; see StopServing
 
 	step func(string) // tests stop an ingest with it; nil otherwise
 }
@@ -221,6 +230,7 @@ func New(c Config) (*Mirror, error) {
 		pulls:     make(chan struct{}, c.MaxZipFetches),
 		passing:   make(chan struct{}, 1),
 	}
+	m.collector.every = collectPause
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
 	m.latest.ask, m.latest.held, m.latest.settle = m.askLatest, m.heldLatest, m.settleLatest
@@ -236,6 +246,12 @@ func New(c Config) (*Mirror, error) {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	if m.pending, err = openPending(m); err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
+	}
+	if c.Names == nil || c.Dir == "" {
+		return m, nil
+	}
+	if m.leftovers, err = openLeftovers(m); err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	return m, nil
@@ -265,12 +281,13 @@ func (m *Mirror) Draining() bool { return m.draining.Load() }
 
 // Close drains, begins no new fetch, and waits for those under way. When ctx ends they are cancelled, waited for, and
 // the reason returned; who waits for one of them is answered 503 at once, so whoever closes the server as well should
-// let ctx end a moment earlier. Follow and CommitPending must have returned before. What is held is served even after.
+// let ctx end a moment earlier. Follow, CommitPending and CollectGarbage must have returned before. What is held is served even after.
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
 	m.ahead.stop()
 	err := m.flights.close(ctx)
 	m.ahead.wait()
 	m.pending.close()
+	m.leftovers.close()
 	return err
 }

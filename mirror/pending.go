@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -230,6 +231,16 @@ func (p *pending) get(key string) *intent {
 	return p.items[key]
 }
 
+// names reports whether d is the blob of something that waits.
+func (p *pending) names(d artifact.Digest) bool {
+	if p == nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.order, func(it *intent) bool { return it.Small == nil && it.Ref.Digest == d })
+}
+
 // drop forgets it.
 func (p *pending) drop(it *intent) {
 	if p == nil {
@@ -331,6 +342,11 @@ func (m *Mirror) commitOne(ctx context.Context, it *intent) error {
 	in := &intake{m: m, kind: it.Kind, man: it.Manifest, ref: it.Ref, small: it.Small, id: "pending"}
 	defer in.endSpread()
 	if it.Small == nil {
+		release, err := m.hold(it.Ref.Digest)
+		if err != nil {
+			return err
+		}
+		defer release()
 		f, err := m.config.Store.OpenContext(ctx, it.Ref)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged) {
 			return fmt.Errorf("%w: %v", errLost, err)

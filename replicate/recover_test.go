@@ -311,7 +311,7 @@ func TestRecoverRefuses(t *testing.T) {
 
 func restoringIn(t *testing.T, dir string) string {
 	t.Helper()
-	if _, err := BeginRestore(dir, "note"); err != nil {
+	if err := NoteRestore(dir, "note"); err != nil {
 		t.Fatal(err)
 	}
 	return dir

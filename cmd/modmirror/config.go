@@ -32,6 +32,7 @@ type config struct {
 	DrainTime   time.Duration
 	LogFormat   string
 	LogLevel    string
+	Garbage     garbageConfig
 	Limits      limits
 	Cluster     clusterConfig
 }
@@ -57,6 +58,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.DrainTime, "drain-timeout", 30*time.Second, "after that, give answers in flight this `long` to finish")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "log as `text` or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log from this `level` on: debug, info, warn or error")
+	c.Garbage.flags(fs)
 	c.Limits.flags(fs)
 	c.Cluster.flags(fs)
 }
@@ -213,6 +215,9 @@ func (c *config) validate() error {
 	}
 	if c.ListTTL <= 0 || c.NotFoundTTL <= 0 || c.DrainDelay < 0 || c.DrainTime <= 0 {
 		return usageError("--list-ttl, --not-found-ttl and --drain-timeout must be positive, --drain-delay not negative")
+	}
+	if err := c.Garbage.validate(); err != nil {
+		return err
 	}
 	if err := c.Limits.validate(); err != nil {
 		return err

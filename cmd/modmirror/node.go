@@ -323,9 +323,11 @@ func (n *node) openMirror() error {
 	if n.upstream != nil {
 		c.Upstream = n.upstream
 	}
+	c.Dir = n.config.DataDir
+	c.Names, c.GCEvery, c.TrashKeep, c.DiskLow = names{n.replica, n}, n.config.Garbage.Every, n.config.Garbage.TrashKeep, n.diskIsLow
 	if n.link != nil {
 		c.Peers, c.Proofs, c.Changes, c.Node = peers{n}, n.replica, n.replica, n.replica.ID()
-		c.Dir, c.PullLimit, c.OnQuorumLoss = n.config.DataDir, int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
+		c.PullLimit, c.OnQuorumLoss = int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
 	}
 	n.mirror, err = mirror.New(c)
 	if err != nil {
@@ -348,6 +350,7 @@ func (n *node) run(ctx context.Context) error {
 	for _, db := range n.databases {
 		g.Go(func() error { return db.Run(ctx) })
 	}
+	g.Go(func() error { return n.mirror.CollectGarbage(ctx) })
 	if n.link != nil {
 		g.Go(func() error { return n.table.Load().Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
@@ -457,7 +460,7 @@ func (n *node) status(ctx context.Context) status {
 	if s.Node, err = n.replica.Status(ctx); err != nil {
 		s.Ready = verdict(err)
 	}
-	s.Disk = n.disk.status()
+	s.Disk, s.Garbage = n.disk.status(), n.garbageStatus()
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)
 		if err != nil {

@@ -33,6 +33,8 @@ import (
 //	POST /v1/ack-fork       go on after a checksum database has signed two histories
 //	POST /v1/propose        a command for the log, to the leader
 //	GET  /v1/index          how far the log is committed, of the leader
+//	GET  /v1/settled        the same, when nothing that is in a log can be committed any more and is not, of the leader
+//	POST /v1/gc             collect garbage now, or say what would be collected
 //	POST /v1/resolve        bring an artifact in
 //	POST /v1/ask            a list, @latest or a query, of the upstream
 //	GET  /v1/blob/<sha256>  the bytes
@@ -50,6 +52,7 @@ func (n *node) handlePeers() {
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))
 	l.Handle("POST /v1/ask", answering(n.unlessDraining(n.handleAsk)))
 	l.Handle("POST /v1/hold", answering(n.handleHold))
+	l.Handle("POST /v1/gc", answering(n.handleGC))
 	l.Handle("GET /v1/blob/{digest}", http.HandlerFunc(n.sendBlob))
 	l.Handle("PUT /v1/blob/{digest}", answering(n.takeBlob))
 	l.Handle("GET /sumdb/", http.HandlerFunc(n.set.ServePeer))
@@ -61,6 +64,7 @@ func (n *node) handleCatalog() {
 	n.link.HandleJoin(joiner{n})
 	n.link.Handle("POST /v1/propose", answering(n.handlePropose))
 	n.link.Handle("GET /v1/index", answering(n.handleIndex))
+	n.link.Handle("GET /v1/settled", answering(n.handleSettled))
 }
 
 // answering makes a handler of a function that returns an answer: bytes as they are, anything else as JSON.

@@ -27,6 +27,7 @@ type status struct {
 	Upstream  []string         `json:"upstream"`
 	Node      replicate.Status `json:"node"`
 	Disk      diskStatus       `json:"disk"`
+	Garbage   garbageStatus    `json:"garbage"`
 	Databases []databaseStatus `json:"databases"`
 }
 
@@ -126,6 +127,7 @@ func (s status) print(w io.Writer) error {
 	row("leader", "%s", cmp.Or(s.Node.Leader, "none: nothing new can be committed"))
 	row("catalog", "%d module versions, root %d:%s, %d conflicts, %s + log %s", s.Node.Manifests, s.Node.Seq, s.Node.Root, s.Node.Conflicts, size(s.Node.CatalogBytes), size(s.Node.LogBytes))
 	s.Disk.print(row)
+	row("garbage", "%s", s.Garbage)
 	for _, db := range s.Databases {
 		db.print(row)
 	}

@@ -63,18 +63,24 @@ func (c sumChanges) Next(context.Context) (int64, error) {
 
 // sync returns when all that was committed before the call is in this node's catalog. It asks the leader how far that is.
 func (n *node) sync(ctx context.Context) error {
+	return n.awaitLeaderIndex(ctx, "/v1/index", (*replicate.Node).CommittedIndex)
+}
+
+// awaitLeaderIndex asks the leader for an entry of the log, at path, or this node if it leads, and returns when the entry is in
+// this node's catalog.
+func (n *node) awaitLeaderIndex(ctx context.Context, path string, own func(*replicate.Node, context.Context) (uint64, error)) error {
 	lead, ok := n.leader()
-	if !ok {
+	if !ok && n.link != nil {
 		return fmt.Errorf("there is no leader: %w", artifact.ErrNoQuorum)
 	}
-	if lead.ID == n.replica.ID() {
-		index, err := n.replica.CommittedIndex(ctx)
+	if n.link == nil || lead.ID == n.replica.ID() {
+		index, err := own(n.replica, ctx)
 		if err != nil {
 			return err
 		}
 		return n.replica.AwaitApplied(ctx, index)
 	}
-	resp, err := n.link.Do(ctx, peer.Request{Node: lead.ID, Addr: lead.Address, Path: "/v1/index"})
+	resp, err := n.link.Do(ctx, peer.Request{Node: lead.ID, Addr: lead.Address, Path: path})
 	if err != nil {
 		return fmt.Errorf("ask the leader how far the log is: %w: %w", err, artifact.ErrUnavailable)
 	}
