@@ -57,7 +57,9 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	switch err := m.config.Store.DurableIntact(ctx, ref); {
 	case err == nil:
 		return nil
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, artifact.ErrDamaged):
+	case errors.Is(err, artifact.ErrDamaged):
+		m.damaged(ctx, ref.Digest, err)
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
 	d, err := m.config.Store.Create(ref.Size + 1)

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,7 +39,8 @@ const (
 	followRescan  = 10 * time.Second
 	firstRepull   = time.Second
 	lastRepull    = time.Minute
-	followSlowest = 8 << 10 // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
+	lastReheal    = time.Hour // the same for what was lost, which may be a large download for nothing
+	followSlowest = 8 << 10   // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
 )
 
 // cursor is what follow.json has: {"next":123,"node":"…"}.
@@ -76,8 +78,12 @@ type follower struct {
 	saveAt  time.Time   // not to be saved again before
 	scanAt  time.Time   // not to be read again before, after an error
 
+	found chan *missing // blobs that were here and were lost
+
 	mu       sync.Mutex
-	progress Progress // guarded by mu
+	progress Progress                 // guarded by mu, as the rest
+	read     int64                    // next, once the follower runs
+	lacks    map[artifact.Digest]bool // the blobs of missing
 }
 
 // missing is a blob that is not here. All of it belongs to the loop.
@@ -90,6 +96,7 @@ type missing struct {
 	at      time.Time // not to be tried before
 	wait    time.Duration
 	pulling bool
+	lost    bool // it was here before
 }
 
 // pulled is the end of a pull.
@@ -105,11 +112,12 @@ func (m *Mirror) Progress() Progress {
 	return m.followed.progress
 }
 
-// Follow pulls from other nodes what the catalog names and this node does not hold, until ctx ends. It needs Peers, Changes and
-// Dir, and is called once. A blob that no node has is tried again for ever, and stops none of the others.
+// Follow brings here what the catalog names and this node does not hold, until ctx ends: from other nodes, and from the upstream
+// what none of them has, and what was here and is lost if no other node hands it over now. It needs Changes and Dir, and is
+// called once. A blob that nobody has is tried again for ever, and stops none of the others.
 func (m *Mirror) Follow(ctx context.Context) error {
-	if m.config.Peers == nil || m.config.Changes == nil || m.config.Dir == "" {
-		return errors.New("follow: Peers, Changes and Dir are needed")
+	if m.config.Changes == nil || m.config.Dir == "" {
+		return errors.New("follow: Changes and Dir are needed")
 	}
 	f := &m.followed
 	files, err := openFiles(m.config.Dir, m.config.Store)
@@ -120,8 +128,66 @@ func (m *Mirror) Follow(ctx context.Context) error {
 	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls)
 	f.limit = newLimit(m.config.PullLimit)
 	f.load()
+	m.resume()
+	var locating sync.WaitGroup
+	locating.Go(func() { m.locate(ctx) })
 	f.run(ctx)
+	locating.Wait()
 	return nil
+}
+
+// seen returns the place of the first change that has not been looked at: 0 if the follower does not run.
+func (f *follower) seen() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read
+}
+
+// lacking reports whether the follower knows that d is not here.
+func (f *follower) lacking(d artifact.Digest) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lacks[d]
+}
+
+// full reports whether the follower has no room for more that is missing.
+func (f *follower) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.lacks) >= followWindow
+}
+
+// want hands a blob that was lost over to the follower, as soon as it takes it.
+func (f *follower) want(ctx context.Context, b *missing) {
+	select {
+	case f.found <- b:
+	case <-ctx.Done():
+	}
+}
+
+// take notes a blob that was here and was lost. The watermark falls behind its change.
+func (f *follower) take(b *missing) {
+	if i := slices.IndexFunc(f.missing, func(o *missing) bool { return o.ref == b.ref }); i >= 0 {
+		f.missing[i].lost = true
+		return
+	}
+	if b.seq >= f.next || len(f.missing) >= followWindow { // it is found when the changes are read; or by the next scrub
+		return
+	}
+	i, _ := slices.BinarySearchFunc(f.missing, b, func(a, b *missing) int { return cmp.Compare(a.seq, b.seq) })
+	f.missing = slices.Insert(f.missing, i, b)
+	f.noted(b)
+}
+
+// noted counts one more of missing.
+func (f *follower) noted(b *missing) {
+	f.bytes += b.ref.Size
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.lacks == nil {
+		f.lacks = map[artifact.Digest]bool{}
+	}
+	f.lacks[b.ref.Digest] = true
 }
 
 // newLimit returns a limit of so many bytes a second, nil for 0.
@@ -172,6 +238,8 @@ func (f *follower) run(ctx context.Context) {
 		case <-wake:
 		case r := <-f.ended:
 			f.finish(r)
+		case b := <-f.found:
+			f.take(b)
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -211,17 +279,14 @@ func (f *follower) scan(ctx context.Context) {
 
 // look notes what is missing of one change.
 func (f *follower) look(ctx context.Context, c artifact.Change) error {
-	for _, k := range []artifact.Kind{artifact.Mod, artifact.Zip} {
-		ref := c.Manifest.Ref(k)
-		if ref.IsZero() || k == artifact.Mod && ref.Size <= artifact.MaxInline {
-			continue
-		}
+	for k, ref := range blobsOf(c.Manifest) {
 		err := f.here(ctx, ref)
 		switch {
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
-			f.missing = append(f.missing, &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now()})
-			f.bytes += ref.Size
+			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: f.m.losses.has(ref.Digest)}
+			f.missing = append(f.missing, b)
+			f.noted(b)
 		default:
 			return err
 		}
@@ -250,12 +315,13 @@ func (f *follower) start(ctx context.Context) {
 		}
 		b.pulling = true
 		f.active++
-		go func() { f.ended <- pulled{b, f.pull(ctx, b)} }()
+		lost := b.lost // which may change meanwhile
+		go func() { f.ended <- pulled{b, f.pull(ctx, b, lost)} }()
 	}
 }
 
 // pull brings one blob here.
-func (f *follower) pull(ctx context.Context, b *missing) (err error) {
+func (f *follower) pull(ctx context.Context, b *missing, lost bool) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // a bug must not stop the others
 			err = fmt.Errorf("panic: %v", p)
@@ -273,7 +339,26 @@ func (f *follower) pull(ctx context.Context, b *missing) (err error) {
 	if man.Ref(b.kind) != b.ref {
 		return nil // the catalog does not name it any more
 	}
-	return f.m.fetchBlob(ctx, man, b.kind, f.pace)
+	return f.m.bringBack(ctx, man, b.kind, lost, f.pace)
+}
+
+// bringBack fetches a published blob in the background. The upstream is asked if every other node says that it does not have the
+// bytes, and for what was here and is lost also if none of them hands it over now: a node that is merely behind waits for the
+// others, so that the upstream is not asked by each.
+func (m *Mirror) bringBack(ctx context.Context, man artifact.Manifest, k artifact.Kind, lost bool, pace pacer) error {
+	err := fmt.Errorf("there is no other node: %w", fs.ErrNotExist)
+	if m.config.Peers != nil {
+		if err = m.fetchBlob(ctx, man, k, pace); err == nil {
+			return nil
+		}
+	}
+	if m.config.Upstream == nil || ctx.Err() != nil || !lost && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, uerr := m.own(ctx, man.Module, k, flightKey(k, man.Module), "heal", m.slots(k)); uerr != nil {
+		return fmt.Errorf("other nodes: %v; upstream: %w", err, uerr)
+	}
+	return nil
 }
 
 // budget returns how long a pull may take in all: what it waits for, besides a peer, is the limit, which it shares with the
@@ -311,11 +396,23 @@ func (f *follower) finish(r pulled) {
 		i := slices.Index(f.missing, b) // most are near the front
 		f.missing = slices.Delete(f.missing, i, i+1)
 		f.bytes -= b.ref.Size
+		f.mu.Lock()
+		delete(f.lacks, b.ref.Digest)
+		f.mu.Unlock()
+		f.m.returned(b.ref.Digest, fromNode) // unless whoever brought it back has said so
 		return
 	}
-	before := b.wait
-	b.wait = min(max(2*b.wait, firstRepull), lastRepull)
+	before, last := b.wait, lastRepull
+	if b.lost {
+		last = lastReheal
+	}
+	b.wait = min(max(2*b.wait, firstRepull), last)
 	b.at = time.Now().Add(b.wait/2 + rand.N(b.wait/2+1))
+	if tries := f.m.losses.tried(b.ref.Digest, b.at, r.err); tries > 0 && (before == 0 || b.wait == last) {
+		f.m.log.Error("a damaged blob is not healed: neither another node nor the upstream gives the right bytes; it is tried again",
+			"module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "tries", tries, "retry", b.wait, "err", r.err)
+		return
+	}
 	if before == 0 || b.wait == lastRepull && before < lastRepull { // once now, and once when it seems to last
 		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", r.err)
 	}
@@ -375,7 +472,7 @@ func (f *follower) report() {
 		p.Since = f.missing[0].since // they are noted in order
 	}
 	f.mu.Lock()
-	f.progress = p
+	f.progress, f.read = p, f.next
 	f.mu.Unlock()
 	f.m.reached("follow")
 }

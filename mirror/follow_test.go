@@ -96,6 +96,7 @@ func TestFollowHole(t *testing.T) {
 	c.set(func() { c.down[2] = false })
 	c.nodes[0].lose(refs[3])
 	c.nodes[1].lose(refs[3])
+	c.up.Down(true) // or it would be fetched from there
 	n := c.nodes[2]
 	begin := time.Now()
 	stop := n.follow()

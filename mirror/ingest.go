@@ -88,6 +88,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		return have, nil, fmt.Errorf("no upstream had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	if in.want == in.ref { // only the bytes were missing
+		m.returned(in.ref.Digest, fromUpstream)
 		in.mend(ctx)
 		return have, in.small, nil
 	}
@@ -142,7 +143,7 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 		err, keep = in.checkInfo(d), nil
 	}
 	if err == nil && !in.want.IsZero() && in.want != in.refOf(d) {
-		err = fmt.Errorf("the upstream now has other bytes than those that were published, %v, not %v: %w", in.refOf(d), in.want, artifact.ErrRefused)
+		err = fmt.Errorf("the upstream now has other bytes than those that were published, %v, not %v; what was published once does not change: %w", in.refOf(d), in.want, artifact.ErrRefused)
 	}
 	if err != nil {
 		if isRefusal(err) {

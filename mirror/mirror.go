@@ -109,7 +109,7 @@ type Config struct {
 	Proofs       Prover  // needed with Peers
 	Changes      Changes // what Follow follows; nil: nothing
 	Node         string  // the id of this node, whose Changes they are: what is remembered of another's is of no use
-	Dir          string  // the data directory, for follow.json, pending/ and leftovers/; needed by Follow and with "passthrough"
+	Dir          string  // the data directory, for follow.json, scrub.json, pending/ and leftovers/; needed by Follow, Scrub and with "passthrough"
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
 	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
 
@@ -123,6 +123,10 @@ type Config struct {
 	GCEvery   time.Duration // how often it is collected; 0: only when Collect is called
 	TrashKeep time.Duration // how long collected blobs stay in the trash; 0: until the next pass
 	DiskLow   func() bool   // whether the disk is nearly full, so that they have to leave at once; nil: it never is
+
+	ScrubEvery  time.Duration // within which Scrub reads every blob again; 0: only when ScrubNow is called
+	ScrubLimit  int64         // bytes a second that it reads at most; 0: no limit
+	ScrubChecks []ScrubCheck  // what is looked at besides, as often
 
 	ListTTL     time.Duration // how old a query may be, and a list or @latest before it is refreshed; 0: a minute
 	ListBudget  time.Duration // how long the upstream may take for a list or @latest; 0: 20 s
@@ -185,6 +189,11 @@ type Mirror struct {
 	draining  atomic.Bool
 	stopped   atomic.Pointer[error] // why nothing is served any more; see StopServing
 
+	losses   *losses // blobs that were here
+	scrub    *scrubber
+	serving  atomic.Int64  // requests being answered
+	condemns chan struct{} // slots of blobs that are looked at because they seem to be damaged
+
 	step func(string) // tests stop an ingest with it; nil otherwise
 }
 
@@ -229,8 +238,12 @@ func New(c Config) (*Mirror, error) {
 		asks:      make(chan struct{}, c.MaxQueue),
 		pulls:     make(chan struct{}, c.MaxZipFetches),
 		passing:   make(chan struct{}, 1),
+		losses:    newLosses(),
+		condemns:  make(chan struct{}, 4),
 	}
 	m.collector.every = collectPause
+	m.followed.found = make(chan *missing)
+	m.scrub = newScrubber(m)
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)
 	m.list.ask, m.list.held, m.list.settle = m.askList, m.heldList, m.settleList
 	m.latest.ask, m.latest.held, m.latest.settle = m.askLatest, m.heldLatest, m.settleLatest
@@ -241,6 +254,11 @@ func New(c Config) (*Mirror, error) {
 	m.metrics, err = newMetrics(c.Metrics, m.caches())
 	if err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)
+	}
+	if c.Metrics != nil {
+		if err := c.Metrics.Register(scrubMetrics{m}); err != nil {
+			return nil, fmt.Errorf("mirror: %w", err)
+		}
 	}
 	if m.page, err = newPage(); err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)

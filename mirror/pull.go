@@ -10,14 +10,22 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-// held returns the published bytes of kind k like load, and pulls a blob from another node if it is missing here, or damaged.
-// Who waits for that has the whole of it, verified. An error is that of load, or that of a client's patience.
+// held returns the published bytes of kind k like load, and pulls a blob from another node if it is missing here, or damaged,
+// after it was moved out of the way. Who waits for that has the whole of it, verified. An error is that of load, or that of a
+// client's patience.
 func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kind) ([]byte, *os.File, error) {
 	small, f, err := m.load(ctx, man, k)
 	ref := man.Ref(k)
 	blob := k == artifact.Zip || ref.Size > artifact.MaxInline
-	if err == nil || m.config.Peers == nil || !blob || !errors.Is(err, artifact.ErrDamaged) {
+	if err == nil || !blob || !errors.Is(err, artifact.ErrDamaged) {
 		return small, f, err
+	}
+	m.damaged(ctx, ref.Digest, err)
+	if small, f, err := m.load(ctx, man, k); err == nil { // it was a fluke, or somebody was faster
+		return small, f, nil
+	}
+	if m.config.Peers == nil {
+		return nil, nil, err
 	}
 	passing, perr := m.pull(ctx, man, k)
 	if passing != nil {
@@ -84,6 +92,9 @@ func (m *Mirror) fetchBlob(ctx context.Context, man artifact.Manifest, k artifac
 		err = fmt.Errorf("no peer had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	m.metrics.pulled(err)
+	if err == nil {
+		m.returned(ref.Digest, fromNode)
+	}
 	return err
 }
 

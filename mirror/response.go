@@ -53,6 +53,15 @@ func (w *response) serveContent(r *http.Request, content io.ReadSeeker) error {
 	return nil
 }
 
+// short reports whether less of a body was sent than the header says.
+func (w *response) short(r *http.Request) bool {
+	if r.Method == http.MethodHead || w.status != http.StatusOK && w.status != http.StatusPartialContent {
+		return false
+	}
+	n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	return err == nil && w.sent < n
+}
+
 func (w *response) WriteHeader(status int) {
 	if w.content && status == http.StatusPreconditionFailed {
 		w.unmet = true // it sends nothing else then

@@ -34,8 +34,10 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	out := &response{ResponseWriter: w}
 	m.metrics.inFlight.Inc()
+	m.serving.Add(1)
 	defer func() {
 		m.metrics.inFlight.Dec()
+		m.serving.Add(-1)
 		took := time.Since(start)
 		m.metrics.observe(out.class, out.outcome, out.status, out.sent, took)
 		m.access(r, out, id, took)
@@ -160,7 +162,7 @@ type hotAnswer struct {
 
 // serveArtifact answers with an info, a go.mod or a zip.
 func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, id string) error {
-	got, err := m.artifact(r.Context(), req, id)
+	got, err := m.readable(r.Context(), req, id)
 	if err != nil {
 		return err
 	}
@@ -170,12 +172,6 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	}
 	etag := `"sha256:` + got.ref.Digest.String() + `"`
 	contentType := typeOf(req.Kind)
-	if got.file != nil && got.ref.Size <= maxHot {
-		if got.small, err = readFile(got.file, got.ref.Size); err != nil {
-			return fmt.Errorf("%s %s: %w", req.Module, req.Kind, err)
-		}
-		got.file = nil
-	}
 	if got.file == nil {
 		a := newAnswer(got.small, contentType, immutable, etag)
 		// Only under the two spellings that clients use, or one object could fill the memory.
@@ -191,7 +187,33 @@ func (m *Mirror) serveArtifact(w *response, r *http.Request, req Request, path, 
 	h["Cache-Control"] = immutable
 	h["Etag"] = []string{etag}
 	sendWithin(w, sendTime(got.ref.Size))
-	return w.serveContent(r, got.file)
+	err = w.serveContent(r, got.file)
+	if err == nil && w.short(r) && r.Context().Err() == nil { // the client is there, so it may be the disk
+		m.config.Store.Doubt(got.ref.Digest)
+		m.reportRead(got.ref.Digest)
+	}
+	return err
+}
+
+// readable is artifact, with the bytes in memory if they are to be kept there. What the disk does not give back is found damaged,
+// and brought back, by the second try.
+func (m *Mirror) readable(ctx context.Context, req Request, id string) (found, error) {
+	for again := false; ; again = true {
+		got, err := m.artifact(ctx, req, id)
+		m.reached("open")
+		if err != nil || got.file == nil || got.ref.Size > maxHot {
+			return got, err
+		}
+		got.small, err = readFile(got.file, got.ref.Size)
+		got.file = nil
+		if err == nil {
+			return got, nil
+		}
+		if again {
+			return found{}, fmt.Errorf("%s %s: %w", req.Module, req.Kind, err)
+		}
+		m.config.Store.Doubt(got.ref.Digest)
+	}
 }
 
 // maxHot bounds an artifact that is kept in memory, ready to be sent. Half of all zips are smaller: to open, seek and close a
