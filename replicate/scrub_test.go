@@ -39,6 +39,35 @@ func TestScrubFindsWhatIsHidden(t *testing.T) {
 	}
 }
 
+// A row that is lost while the node runs is found by the next scrub.
+func TestScrubAgain(t *testing.T) {
+	dir, _ := lived(t)
+	n := openNode(t, Config{Dir: dir})
+	for range 2 {
+		if err := n.Scrub(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st, _ := n.Status(t.Context()); st.Damage != "" {
+			t.Fatalf("Status().Damage = %q of a healthy catalog", st.Damage)
+		}
+	}
+	if err := n.catalog.update(func(s state) error { return s.bucket(bucketManifests).Delete([]byte("example.com/b@v1.0.0")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Scrub(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if st, _ := n.Status(t.Context()); !strings.Contains(st.Damage, "example.com/b@v1.0.0") {
+		t.Errorf("Status().Damage = %q", st.Damage)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Scrub(t.Context()); err == nil {
+		t.Error("a catalog that is closed was looked at")
+	}
+}
+
 // The scrub reads a bucket in parts, beside a node that goes on committing, and finds nothing in a healthy one.
 func TestScrubInParts(t *testing.T) {
 	m, _ := fullMachine(t)

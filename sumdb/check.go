@@ -43,28 +43,33 @@ func CheckEdge(store *TileStore, a, now tlog.Tree) error {
 // Check reads every tile file, and yields what is wrong with any. If ctx ends, its error is the last one.
 func (s *TileStore) Check(ctx context.Context) iter.Seq[error] {
 	return func(yield func(error) bool) {
-		if s.root == nil {
-			return
-		}
-		err := fs.WalkDir(s.root.FS(), "tile", func(name string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) && name == "tile" {
-				return fs.SkipAll
-			}
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil || d.IsDir() {
-				return err
-			}
-			if err := s.checkFile(name); err != nil && !yield(fmt.Errorf("%s: %w", name, err)) {
-				return fs.SkipAll
-			}
-			return nil
+		err := s.walk(ctx, func(name string) bool {
+			err := s.checkFile(name)
+			return err == nil || yield(fmt.Errorf("%s: %w", name, err))
 		})
 		if err != nil {
 			yield(err)
 		}
 	}
+}
+
+// walk calls f with the name of every tile file, until it says no.
+func (s *TileStore) walk(ctx context.Context, f func(name string) bool) error {
+	if s.root == nil {
+		return nil
+	}
+	return fs.WalkDir(s.root.FS(), "tile", func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && name == "tile" {
+			return fs.SkipAll
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil && !d.IsDir() && !f(name) {
+			err = fs.SkipAll
+		}
+		return err
+	})
 }
 
 // checkFile checks the file of this name.

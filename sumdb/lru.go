@@ -65,6 +65,15 @@ func (c *cache[K, V]) update(k K, v V, cost int64, replace func(old V) bool) {
 	}
 }
 
+// forget removes k.
+func (c *cache[K, V]) forget(k K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.items[k]; ok {
+		c.drop(e)
+	}
+}
+
 // size returns the total cost.
 func (c *cache[K, V]) size() int64 {
 	c.mu.Lock()

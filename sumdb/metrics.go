@@ -24,6 +24,8 @@ type metrics struct {
 	witnessed  *prometheus.CounterVec   // heads checked, by outcome
 	badTiles   prometheus.Counter
 	badPeers   prometheus.Counter
+	damaged    prometheus.Counter
+	mended     prometheus.Counter
 	badRecords prometheus.Counter
 	extraLines prometheus.Counter
 	forks      prometheus.Counter
@@ -55,6 +57,8 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64,
 		witnessed:  prometheus.NewCounterVec(counter("heads_checked_total", "Signed tree heads met and checked for consistency in the background."), []string{"outcome"}),
 		badTiles:   prometheus.NewCounter(counter("bad_tiles_total", "Reads of tiles that did not lead to the signed root.")),
 		badPeers:   prometheus.NewCounter(counter("bad_peer_tiles_total", "Reads of tiles from other nodes that did not lead to the signed root.")),
+		damaged:    prometheus.NewCounter(counter("damaged_tiles_total", "Stored tiles that the scrub found damaged. Any is worth a look at the disk.")),
+		mended:     prometheus.NewCounter(counter("healed_tiles_total", "Those of them whose right ones took their place.")),
 		badRecords: prometheus.NewCounter(counter("bad_records_total", "Lookup answers that were malformed or did not verify.")),
 		extraLines: prometheus.NewCounter(counter("unknown_head_lines_total", "Signed tree heads with lines that this version does not know.")),
 		forks:      prometheus.NewCounter(counter("forks_total", "Pairs of signed tree heads met that contradict each other.")),
@@ -95,7 +99,7 @@ func newMetrics(reg prometheus.Registerer, database string, cached func() int64,
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	all := []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badPeers, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.behind, m.size, m.cached}
+	all := []prometheus.Collector{m.requests, m.seconds, m.records, m.served, m.witnessed, m.badTiles, m.badPeers, m.damaged, m.mended, m.badRecords, m.extraLines, m.forks, m.advances, m.rollbacks, m.behind, m.size, m.cached}
 	if m.checked != nil {
 		all = append(all, m.checked)
 	}
