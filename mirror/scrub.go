@@ -47,6 +47,7 @@ type scrubber struct {
 
 	mu     sync.Mutex
 	state  scrubState // guarded by mu, as the rest
+	hurry  bool       // it is to be saved soon
 	blobs  int64      // read since the start
 	bytes  int64
 	doing  artifact.Digest
@@ -140,6 +141,7 @@ func (s *scrubber) look(ctx context.Context, part string) (err error) {
 		}
 	}()
 	after, done := s.begin(part, time.Now())
+	s.save(false)
 	switch i := s.number(part); {
 	case i < artifact.Shards:
 		done, err = s.shard(ctx, byte(i), after)
@@ -272,6 +274,7 @@ func (s *scrubber) rest(ctx context.Context) error {
 			return ctx.Err()
 		}
 		s.sleep(ctx, wait)
+		s.save(false)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

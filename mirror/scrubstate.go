@@ -86,13 +86,15 @@ func (s *scrubber) load(now time.Time) {
 // save keeps the state if it has changed: now and then, and at the end.
 func (s *scrubber) save(now bool) {
 	t := time.Now()
-	if !now && t.Before(s.saveAt) {
+	s.mu.Lock()
+	if !now && !s.hurry && t.Before(s.saveAt) {
+		s.mu.Unlock()
 		return
 	}
-	s.saveAt = t.Add(scrubSave)
-	s.mu.Lock()
+	s.hurry = false
 	b, err := json.Marshal(s.state)
 	s.mu.Unlock()
+	s.saveAt = t.Add(scrubSave)
 	if err == nil && bytes.Equal(b, s.saved) {
 		return
 	}
@@ -160,6 +162,7 @@ func (s *scrubber) end(part string, p scrubPart) {
 	if st.Asked {
 		st.Done, st.Found = st.Round, st.Bad
 	}
+	s.hurry = st.Asked
 	st.Asked, st.Speed, st.Bad, st.Round = false, 0, 0, time.Time{}
 }
 
@@ -409,6 +412,7 @@ func (m *Mirror) ScrubNow(speed int64) time.Time {
 		st.Asked, st.Round, st.Bad = true, time.Now(), 0
 	}
 	st.Speed = speed
+	s.hurry = true
 	asked := st.Round
 	s.mu.Unlock()
 	s.poke()
@@ -419,7 +423,7 @@ func (m *Mirror) ScrubNow(speed int64) time.Time {
 func (m *Mirror) StopScrub() {
 	s := m.scrub
 	s.mu.Lock()
-	s.state.Asked, s.state.Speed = false, 0
+	s.state.Asked, s.state.Speed, s.hurry = false, 0, true
 	s.mu.Unlock()
 	s.poke()
 }

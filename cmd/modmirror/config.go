@@ -30,6 +30,8 @@ type config struct {
 	ExitOnFault bool
 	DrainDelay  time.Duration
 	DrainTime   time.Duration
+	ScrubEvery  time.Duration
+	ScrubLimit  byteRate
 	LogFormat   string
 	LogLevel    string
 	Garbage     garbageConfig
@@ -56,6 +58,9 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.ExitOnFault, "exit-on-disk-fault", false, "end with an error when the disk fails, after handing the leadership over, instead of serving what is stored")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", time.Second, "after SIGTERM, say 503 on /readyz for this `long` before closing the port")
 	fs.DurationVar(&c.DrainTime, "drain-timeout", 30*time.Second, "after that, give answers in flight this `long` to finish")
+	fs.DurationVar(&c.ScrubEvery, "scrub-every", 720*time.Hour, "read everything that is stored again within this `long`, and heal what is damaged; 0: only when modmirror scrub says so")
+	c.ScrubLimit = defaultScrubLimit
+	fs.Var(&c.ScrubLimit, "scrub-limit", "how many `bytes` a second are read for that at most, for example 50MB; 0: no limit")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "log as `text` or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log from this `level` on: debug, info, warn or error")
 	c.Garbage.flags(fs)
@@ -218,6 +223,9 @@ func (c *config) validate() error {
 	}
 	if err := c.Garbage.validate(); err != nil {
 		return err
+	}
+	if c.ScrubEvery < 0 {
+		return usageError("--scrub-every must not be negative")
 	}
 	if err := c.Limits.validate(); err != nil {
 		return err

@@ -323,11 +323,11 @@ func (n *node) openMirror() error {
 	if n.upstream != nil {
 		c.Upstream = n.upstream
 	}
-	c.Dir = n.config.DataDir
+	c.Changes, c.Node, c.Dir = n.replica, n.replica.ID(), n.config.DataDir
 	c.Names, c.GCEvery, c.TrashKeep, c.DiskLow = names{n.replica, n}, n.config.Garbage.Every, n.config.Garbage.TrashKeep, n.diskIsLow
+	n.scrubOptions(&c)
 	if n.link != nil {
-		c.Peers, c.Proofs, c.Changes, c.Node = peers{n}, n.replica, n.replica, n.replica.ID()
-		c.PullLimit, c.OnQuorumLoss = int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
+		c.Peers, c.Proofs, c.PullLimit, c.OnQuorumLoss = peers{n}, n.replica, int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
 	}
 	n.mirror, err = mirror.New(c)
 	if err != nil {
@@ -351,6 +351,8 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return db.Run(ctx) })
 	}
 	g.Go(func() error { return n.mirror.CollectGarbage(ctx) })
+	g.Go(func() error { return n.mirror.Follow(ctx) })
+	g.Go(func() error { return n.mirror.Scrub(ctx) })
 	if n.link != nil {
 		g.Go(func() error { return n.table.Load().Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
@@ -358,7 +360,6 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return n.watchShunned(ctx) })
 		g.Go(func() error { n.checkSeeds(ctx); return nil })
 		g.Go(func() error { n.giveWay(ctx); return nil })
-		g.Go(func() error { return n.mirror.Follow(ctx) })
 		g.Go(func() error { return n.mirror.CommitPending(ctx) })
 	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -460,7 +461,7 @@ func (n *node) status(ctx context.Context) status {
 	if s.Node, err = n.replica.Status(ctx); err != nil {
 		s.Ready = verdict(err)
 	}
-	s.Disk, s.Garbage = n.disk.status(), n.garbageStatus()
+	s.Disk, s.Garbage, s.Scrub = n.disk.status(), n.garbageStatus(), n.mirror.ScrubStatus()
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)
 		if err != nil {

@@ -30,6 +30,8 @@ import (
 //	POST /v1/members        promote, demote, remove, transfer
 //	GET  /v1/catalog        the catalog as it is at one moment, sealed, for a backup
 //	GET  /v1/audit          which acts of operators are kept in mind
+//	GET  /v1/scrub          how the scrub of this node is, for people
+//	POST /v1/scrub          begin a full one, or end it
 //	POST /v1/ack-fork       go on after a checksum database has signed two histories
 //	POST /v1/propose        a command for the log, to the leader
 //	GET  /v1/index          how far the log is committed, of the leader
@@ -49,6 +51,8 @@ func (n *node) handlePeers() {
 	l.Handle("GET /v1/catalog", n.sendCatalog())
 	l.Handle("GET /v1/audit", answering(n.handleAudit))
 	l.Handle("POST /v1/ack-fork", answering(n.handleAckFork))
+	l.Handle("GET /v1/scrub", answering(func(*http.Request) (any, error) { return n.mirror.ScrubStatus(), nil }))
+	l.Handle("POST /v1/scrub", answering(n.handleScrub))
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))
 	l.Handle("POST /v1/ask", answering(n.unlessDraining(n.handleAsk)))
 	l.Handle("POST /v1/hold", answering(n.handleHold))
@@ -182,6 +186,7 @@ func (n *node) sendBlob(w http.ResponseWriter, r *http.Request) {
 	f, err := n.store.OpenContext(r.Context(), ref)
 	if err != nil {
 		if errors.Is(err, artifact.ErrDamaged) { // so this node does not have them
+			n.mirror.ReportDamage(ref.Digest, err)
 			err = fmt.Errorf("%v: %w", err, fs.ErrNotExist)
 		}
 		sendError(w, err)

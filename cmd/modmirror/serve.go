@@ -89,6 +89,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		}
 		return errors.Join(err, errs)
 	}
+	if c.ScrubEvery == 0 {
+		log.Warn("what is stored is not read again by itself (--scrub-every 0): bytes that rot on the disk are found when somebody asks for them, or by modmirror scrub")
+	}
 	if n.link != nil {
 		log.Info("other nodes can join", "peers", n.link.Self().Address)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"modmirror/mirror"
 	"modmirror/replicate"
 	"modmirror/sumdb"
 )
@@ -29,6 +30,8 @@ type status struct {
 	Disk      diskStatus       `json:"disk"`
 	Garbage   garbageStatus    `json:"garbage"`
 	Databases []databaseStatus `json:"databases"`
+
+	Scrub mirror.ScrubStatus `json:"scrub"`
 }
 
 type diskStatus struct {
@@ -128,6 +131,7 @@ func (s status) print(w io.Writer) error {
 	row("catalog", "%d module versions, root %d:%s, %d conflicts, %s + log %s", s.Node.Manifests, s.Node.Seq, s.Node.Root, s.Node.Conflicts, size(s.Node.CatalogBytes), size(s.Node.LogBytes))
 	s.Disk.print(row)
 	row("garbage", "%s", s.Garbage)
+	printScrub(s.Scrub, row)
 	for _, db := range s.Databases {
 		db.print(row)
 	}
