@@ -58,6 +58,7 @@ func TestBench(t *testing.T) {
 	}
 	t.Run("list", b.list) // this and what follows needs no corpus
 	t.Run("catalog", b.catalog)
+	t.Run("capacity", b.capacity)
 }
 
 func newBench(t *testing.T) *bench {
