@@ -2,6 +2,8 @@
 # make cluster build and run three nodes on this machine, as one cluster
 # make image   build a container image from deploy/Dockerfile, and a secret for deploy/docker-compose.yml
 # make test    everything that a change must pass
+# make faults  what of that kills, stops and parts real processes, in a build with failpoints (docs/faults.md)
+# make chaos   more of it, and random faults for CHAOS (10m); CHAOS_SEED=7 has those of an earlier run again
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
 # make sim     simulate SEEDS (24) clusters under faults, from seed FIRST (1) on; SEED=n: only that one, see docs/simulation.md
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
@@ -19,8 +21,10 @@ LDFLAGS = -X main.defaultUpstream=$(DEFAULT_UPSTREAM) -X main.version=$(VERSION)
 FUZZTIME = 10s
 SEEDS = $(if $(SEED),1,24)
 FIRST = $(or $(SEED),1)
+CHAOS = 10m
+CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim fuzz soak real bench bench-cluster clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz soak real bench bench-cluster clean
 
 serve: build
 	./bin/modmirror serve
@@ -39,12 +43,14 @@ image: build
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror
 
-test: check build unit sim fuzz
+test: check build unit sim faults fuzz
 
 check:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
 	go vet ./...
+	go vet -tags faults ./...
 	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags faults ./...
 
 unit:
 	go test -race -timeout 20m ./...
@@ -52,6 +58,15 @@ unit:
 # Without -race, which makes it ten times slower; unit runs a few seeds with it.
 sim:
 	go test -count=1 -timeout 12h -run '^TestSimulation$$' ./cmd/modmirror -sim.first $(FIRST) -sim.seeds $(SEEDS)
+
+# Without the race detector, which makes processes so slow that they lose each other without any fault.
+faults:
+	go test -tags faults -count=1 ./mirror/artifact/fault
+	CHAOS=45s go test -tags faults -count=1 -parallel 3 -timeout 15m -run '^Test(KillAtEachPoint|SplitThreeTwo|Chaos)$$' ./cmd/modmirror
+
+chaos:
+	CHAOS=$(CHAOS) CHAOS_SEED=$(CHAOS_SEED) go test -tags faults -count=1 -parallel 3 -v -timeout 24h \
+		-run '^Test(KillAtEachPoint|SplitThreeTwo|MinorityAlone|OneWayPartition|LossyNetwork|Chaos)$$' ./cmd/modmirror
 
 # To make an input shorter takes a minute by default, in which nothing else is tried: all of the time, of targets whose
 # coverage differs from run to run.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,9 +32,12 @@ type clusterNode struct {
 	dir      string // the data
 	listen   string
 	peer     string
+	via      string // where others reach it, if that is not peer
 	token    string // file with another secret than the cluster's
 	bin      string // another binary than the site's
 	extra    []string
+	env      []string // besides that of all
+	pid      atomic.Int64
 }
 
 // newClusterSite makes a cluster of size nodes that are not started.
@@ -76,7 +80,7 @@ func (s *clusterSite) addNode() *clusterNode {
 func (s *clusterSite) join() string {
 	var all []string
 	for _, n := range s.nodes {
-		all = append(all, n.peer)
+		all = append(all, cmp.Or(n.via, n.peer))
 	}
 	return strings.Join(all, ",")
 }
@@ -95,11 +99,12 @@ func (s *clusterSite) launch(n *clusterNode) {
 
 func (s *clusterSite) launchWith(n *clusterNode, args ...string) {
 	s.t.Helper()
-	p, err := launch(cmp.Or(n.bin, s.bin), s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, s.env(), args)
+	p, err := launch(cmp.Or(n.bin, s.bin), s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, append(s.env(), n.env...), args)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	n.process = p
+	n.pid.Store(int64(p.cmd.Process.Pid))
 	s.t.Cleanup(func() {
 		p.kill()
 		if s.t.Failed() {

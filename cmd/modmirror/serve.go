@@ -8,11 +8,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"modmirror/mirror/artifact/fault"
 )
 
 func serveCommand() *cobra.Command {
@@ -37,7 +40,13 @@ finish, and the exit code is 0. SIGINT does the same without the delay. A second
 			if err != nil {
 				return err
 			}
+			if fault.Enabled {
+				log.Warn("this build is for tests: a file can tell it to die, to hang and to fail", "file", os.Getenv("MODMIRROR_FAULTS"))
+			}
 			for _, name := range unknownVariables(cmd.Root(), os.Environ()) {
+				if fault.Enabled && strings.HasPrefix(name, "MODMIRROR_FAULTS") {
+					continue
+				}
 				log.Warn("an environment variable is not a setting of any command, it has no effect", "variable", name)
 			}
 			return serve(cmd.Context(), c, log)

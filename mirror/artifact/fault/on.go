@@ -30,7 +30,7 @@ func Error(n Name) error { return hit(n) }
 // Limit returns a bound that tests make smaller, so that what takes a day on a real mirror happens in seconds: n, unless the
 // environment has another number for name.
 func Limit(name string, n int64) int64 {
-	for _, set := range strings.Split(os.Getenv("MODMIRROR_LIMITS"), ",") {
+	for _, set := range strings.Split(os.Getenv("MODMIRROR_FAULTS_LIMITS"), ",") {
 		if key, value, _ := strings.Cut(set, "="); key == name {
 			less, err := strconv.ParseInt(value, 10, 64)
 			if err != nil {

@@ -160,7 +160,7 @@ func TestBadRules(t *testing.T) {
 }
 
 func TestLimit(t *testing.T) {
-	t.Setenv("MODMIRROR_LIMITS", "a=1,b=-2")
+	t.Setenv("MODMIRROR_FAULTS_LIMITS", "a=1,b=-2")
 	if a, b, c := Limit("a", 9), Limit("b", 9), Limit("c", 9); a != 1 || b != -2 || c != 9 {
 		t.Errorf("%d, %d, %d, want 1, -2, 9", a, b, c)
 	}

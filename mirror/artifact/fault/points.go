@@ -2,8 +2,8 @@
 // the disk fails. In an ordinary build there is nothing of it: the functions are empty and inlined, and no name of a point is in
 // the binary. Built with -tags faults, a process reads at each point the control file that the environment names:
 //
-//	MODMIRROR_FAULTS=/path/of/file    rules, one a line; read anew at every point, so a running process can be told
-//	MODMIRROR_LIMITS=name=1,name=2    see [Limit]
+//	MODMIRROR_FAULTS=/path/of/file           rules, one a line; read anew at every point, so a running process can be told
+//	MODMIRROR_FAULTS_LIMITS=name=1,name=2    see [Limit]
 //
 // A rule is a point, which hit of it is meant since the file has had this content (with a plus, that one and all after it), and
 // what happens:

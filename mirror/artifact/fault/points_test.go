@@ -32,7 +32,7 @@ func TestOrdinaryBuildHasNoTrace(t *testing.T) {
 		return b
 	}
 	plain, faulty := build(), build("-tags", "faults")
-	traces := []string{"MODMIRROR_FAULTS", "MODMIRROR_LIMITS", "mirror/artifact/fault.Point", "mirror/artifact/fault.Error", "snapshot-threshold"}
+	traces := []string{"MODMIRROR_FAULTS", "MODMIRROR_FAULTS_LIMITS", "mirror/artifact/fault.Point", "mirror/artifact/fault.Error", "snapshot-threshold"}
 	for _, p := range fault.Points {
 		traces = append(traces, string(p.Name))
 	}
