@@ -139,6 +139,9 @@ func TestPendingSurvives(t *testing.T) {
 	n.uncommittedAnswer(helloPath+"v1.0.0.info", "v1.0.0")
 	dir := filepath.Join(n.dir, pendingDir)
 	files, _ := os.ReadDir(dir)
+	if len(files) != 2 {
+		t.Fatalf("%d files, want 2: %v", len(files), files)
+	}
 	good, err := os.ReadFile(filepath.Join(dir, files[0].Name()))
 	if err != nil {
 		t.Fatal(err)

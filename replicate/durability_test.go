@@ -571,3 +571,29 @@ func TestSlowFiles(t *testing.T) {
 	defer end()
 	<-later.Done()
 }
+
+// Entries and the index that they lead to are one transaction: a catalog that has the one without the other would apply entries twice
+// after a crash, or never.
+func TestIndexIsOneTransactionWithTheData(t *testing.T) {
+	m := newMachine(t)
+	m.apply(clusterCommand{"c"})
+	number := func() (n int) {
+		if err := m.catalog.view(func(s state) error { n = s.tx.ID(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := number()
+	m.fsm.ApplyBatch([]*raft.Log{m.entry(registerCommand{somePeer()}), m.entry(holdCommand{"ID1", true})})
+	if n := number() - before; n != 1 {
+		t.Errorf("%d transactions, want 1", n)
+	}
+	if err := m.catalog.view(func(s state) error {
+		if index, _ := s.applied(); index != uint64(len(m.logs)) {
+			t.Errorf("applied %d, want %d", index, len(m.logs))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
