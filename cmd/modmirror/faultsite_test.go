@@ -231,8 +231,8 @@ func (l *ledger) add(path string, body []byte) {
 	l.truth[path][sha256.Sum256(body)] = true
 }
 
-// answer is one answer of a node.
-type answer struct {
+// said is one answer of a node.
+type said struct {
 	code      int
 	body      []byte
 	committed bool // not marked as one that is not
@@ -240,7 +240,7 @@ type answer struct {
 
 // note holds an answer against what is true: a 200 has exactly what the upstream had at some time, a committed one what the first
 // committed one had, and 404 is for what nobody has.
-func (l *ledger) note(path, from string, a answer) {
+func (l *ledger) note(path, from string, a said) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	sum := sha256.Sum256(a.body)
@@ -261,7 +261,7 @@ func (l *ledger) note(path, from string, a answer) {
 }
 
 // ask asks a node, and notes what it says. An error is for no answer, or half of one.
-func (s *faultSite) ask(n *clusterNode, path string) (a answer, err error) {
+func (s *faultSite) ask(n *clusterNode, path string) (a said, err error) {
 	a, err = s.get200(n, path, 30*time.Second)
 	if err == nil {
 		s.note(path, n.name, a)
@@ -269,7 +269,7 @@ func (s *faultSite) ask(n *clusterNode, path string) (a answer, err error) {
 	return a, err
 }
 
-func (s *faultSite) get200(n *clusterNode, path string, limit time.Duration) (a answer, err error) {
+func (s *faultSite) get200(n *clusterNode, path string, limit time.Duration) (a said, err error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.listen+path, nil)
@@ -307,7 +307,7 @@ func (s *faultSite) everywhere(m module.Version) {
 	s.t.Helper()
 	for _, path := range artifactPaths(m) {
 		for _, n := range s.nodes {
-			var last answer
+			var last said
 			s.await(path+" of "+n.name, func() bool {
 				a, err := s.ask(n, path)
 				last = a
