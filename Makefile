@@ -10,6 +10,7 @@
 # make real    the same promises against the real public Go module proxy and sum.golang.org
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
 # make bench-cluster  the same for three nodes on loopback, against a single one; BENCH=loss measures one part, see benchcluster_test.go
+# make bench-backup   backup and restore, against cp -r of the same files
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -24,7 +25,7 @@ FIRST = $(or $(SEED),1)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz soak real bench bench-cluster clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz soak real bench bench-cluster bench-backup clean
 
 serve: build
 	./bin/modmirror serve
@@ -96,6 +97,9 @@ bench: build
 
 bench-cluster: build
 	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBenchCluster$$/($(BENCH))' ./cmd/modmirror
+
+bench-backup: build
+	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBenchBackup$$' ./cmd/modmirror
 
 clean:
 	rm -rf bin

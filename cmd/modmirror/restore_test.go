@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,7 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"modmirror/mirror/artifact"
+	"modmirror/mirror/mirrortest"
 	"modmirror/replicate"
+	"modmirror/sumdb"
+	"modmirror/sumdb/sumdbtest"
 )
 
 // A restore never takes the place of what is there unasked, and never goes back to an older tree head unless somebody says why.
@@ -299,4 +308,69 @@ func TestManifest(t *testing.T) {
 	if _, err := parseManifest(append(bytes.Clone(good), '\n')); err == nil {
 		t.Error("with a line more it is accepted")
 	}
+}
+
+// A catalog that is right in itself names zips only by their SHA-256: one whose content the checksum database does not vouch for,
+// which no mirror would have taken in, is found by its go.sum hash.
+func TestForgedZip(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ctx := t.Context()
+	n, err := replicate.Open(ctx, replicate.Config{Dir: s.data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := artifact.OpenStore(s.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := module.Version{Path: "example.com/forged", Version: "v1.0.0"}
+	const mod = "module example.com/forged\n"
+	right := mirrortest.Zip(m, map[string]string{"go.mod": mod, "a.go": "package forged\n"})
+	wrong := mirrortest.Zip(m, map[string]string{"go.mod": mod, "a.go": "package f0rged\n"})
+	id := s.db.Add(m, mirrortest.ZipSum(right), mirrortest.ModSum([]byte(mod)))
+	size := s.db.Size()
+	d, err := store.Create(int64(len(wrong)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Write(wrong); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := d.Commit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := sumdbtest.Text(m, mirrortest.ZipSum(right), mirrortest.ModSum([]byte(mod)))
+	r := artifact.Record{Database: s.db.Name(), ID: id, Text: []byte(text), TreeSize: size, Proof: s.db.Prove(size, id)}
+	man, err := artifact.NewManifest(m, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	man.Mod, man.Zip = artifact.RefOf([]byte(mod)), ref
+	if err := errors.Join(n.TrustDatabase(ctx, s.db.Key()), n.CommitTreeHead(ctx, s.db.Name(), s.db.Head(size), 0, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Publish(ctx, artifact.Publication{Manifest: man, Mod: []byte(mod)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(collectAll(ctx, s, r), store.Close(), n.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, dest := range []string{filepath.Join(s.dir, "backup"), filepath.Join(s.dir, "backup.tar")} {
+		s.backs(dest, "--data-dir", s.data)
+		dir := dest + ".restored"
+		s.fails("the zip's sum is "+mirrortest.ZipSum(wrong)+", committed is "+mirrortest.ZipSum(right), s.restoreArgs(dest, dir)...)
+		s.noMirror(dir)
+	}
+}
+
+// collectAll brings the tiles of a record into the site's data.
+func collectAll(ctx context.Context, s *site, r artifact.Record) error {
+	tiles, err := sumdb.OpenTiles(tilesDir(s.data, s.db.Name()))
+	if err != nil {
+		return err
+	}
+	c := &sumdb.Collector{Head: tlog.Tree{N: r.TreeSize, Hash: s.db.Root(r.TreeSize)}, Store: tiles, From: []sumdb.Source{s.db}}
+	return errors.Join(c.Records(ctx, []artifact.Record{r}), tiles.Close())
 }
