@@ -6,6 +6,7 @@
 # make chaos   more of it, and random faults for CHAOS (10m); CHAOS_SEED=7 has those of an earlier run again
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
 # make sim     simulate SEEDS (24) clusters under faults, from seed FIRST (1) on; SEED=n: only that one, see docs/simulation.md
+# make mutants break each promise on purpose, and see a test go red (docs/proof.md); make mutants MUTANT=name tries one
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
 # make real    the same promises against the real public Go module proxy and sum.golang.org
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
@@ -25,7 +26,7 @@ FIRST = $(or $(SEED),1)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz soak real bench bench-cluster bench-backup clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants soak real bench bench-cluster bench-backup clean
 
 serve: build
 	./bin/modmirror serve
@@ -44,7 +45,7 @@ image: build
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror
 
-test: check build unit sim faults fuzz
+test: check build unit sim faults fuzz mutants
 
 check:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
@@ -85,6 +86,9 @@ fuzz:
 			echo "$$target $$(echo "$$out" | sed -n 's/^fuzz: elapsed: \([^,]*, execs: [0-9]*\).*new interesting: .*(total: \([0-9]*\)).*/\1, corpus: \2/p' | tail -1)"; \
 		done; \
 	done
+
+mutants:
+	go test -tags mutants -count=1 -v -timeout 20m -run '^TestMutants(AreJudged)?$$/$(MUTANT)' ./cmd/modmirror
 
 real: build
 	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror MODMIRROR_REAL_UPSTREAM='$(DEFAULT_UPSTREAM)' go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
