@@ -97,6 +97,7 @@ func TestChaos(t *testing.T) {
 	c.kept()
 	t.Logf("%d faults; %d builds, %d more through a mirror that was down; %d other requests; %d modules; %d times a node became leader, term %d",
 		faults, c.built.Load(), c.excused.Load(), c.read.Load(), c.made, c.elections(), highest(c.terms()))
+	c.sound()
 	if c.built.Load() == 0 || len(c.order) == 0 {
 		t.Error("nothing was downloaded")
 	}

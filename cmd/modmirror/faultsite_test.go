@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -333,5 +334,22 @@ func (s *faultSite) kept() {
 	}
 	for _, text := range s.wrong {
 		s.t.Error(text)
+	}
+}
+
+// sound ends all nodes in order, and has fsck look at what they leave: every blob that the catalog names, by its bytes, among
+// others.
+func (s *faultSite) sound() {
+	s.t.Helper()
+	for _, n := range s.nodes {
+		if err := n.stop(time.Minute); err != nil {
+			s.t.Errorf("%s does not end in order: %v", n.name, err)
+			continue
+		}
+		cmd := exec.CommandContext(s.t.Context(), s.bin, "fsck", "--data-dir", n.dir)
+		cmd.Env = s.env()
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "all is well") {
+			s.t.Errorf("fsck of %s: %v\n%s", n.name, err, out)
+		}
 	}
 }

@@ -5,12 +5,15 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/mod/module"
 
+	"modmirror/mirror/artifact"
 	"modmirror/mirror/artifact/fault"
 )
 
@@ -59,7 +62,7 @@ func TestKillAtEachPoint(t *testing.T) {
 	t.Run("clusters", func(t *testing.T) {
 		for name, run := range map[string]func(k *killer){
 			"ingest":      func(k *killer) { k.ingestAll(ingestCases) },
-			"replication": func(k *killer) { k.ingestAll(replicationCases) },
+			"replication": (*killer).replicationAll,
 			"catching up": (*killer).catchUpAll,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -78,6 +81,7 @@ func TestKillAtEachPoint(t *testing.T) {
 				run(k)
 				k.settled()
 				k.kept()
+				k.sound()
 			})
 		}
 	})
@@ -91,7 +95,24 @@ func TestKillAtEachPoint(t *testing.T) {
 // killer kills the nodes of one cluster, one at a time.
 type killer struct {
 	*faultSite
-	met func(fault.Name)
+	met       func(fault.Name)
+	failovers []time.Duration // from the death of a leader to the next commit
+}
+
+// failover takes the time until something new is committed through a node.
+func (k *killer) failover(n *clusterNode) {
+	k.t.Helper()
+	begin := time.Now()
+	path := artifactPath(k.fresh(nil, 1<<10), artifact.Zip)
+	k.await("a commit without the leader", func() bool {
+		a, err := k.ask(n, path)
+		return err == nil && a.code == 200 && a.committed
+	}, n.output)
+	took := time.Since(begin)
+	k.failovers = append(k.failovers, took)
+	if took > 10*time.Second {
+		k.t.Errorf("after the death of the leader, the next commit took %v", took)
+	}
 }
 
 // each runs one case, and ends the test at the first that fails.
@@ -107,6 +128,49 @@ func (k *killer) ingestAll(cases []killCase) {
 	for _, c := range cases {
 		k.each(fmt.Sprintf("%s dies at %s, hit %d", c.role, c.point, c.hit), func() { k.ingest(c) })
 	}
+	if len(k.failovers) > 0 {
+		slices.Sort(k.failovers)
+		k.t.Logf("from the death of a leader to the next commit: %v", k.failovers)
+	}
+}
+
+// replicationAll has nodes die that replicate, and leaders hang.
+func (k *killer) replicationAll() {
+	k.ingestAll(replicationCases)
+	for _, p := range []fault.Name{fault.ProposeBegin, fault.LogStored, fault.ApplyBegin, fault.ProposeDone} {
+		k.each("the leader hangs at "+string(p), func() { k.hangs(p) })
+	}
+}
+
+// hangs has the leader stop for so long that another one is elected. When it goes on, in the midst of what it did, it is no leader
+// any more, and what others were answered meanwhile stays.
+func (k *killer) hangs(p fault.Name) {
+	t := k.t
+	t.Helper()
+	lead, followers := k.leads()
+	m := k.fresh(followers[0], 100<<10)
+	logged := len(lead.output())
+	k.arm(lead, string(p)+" 1 stop")
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		for _, path := range artifactPaths(m) {
+			_, _ = k.ask(followers[1], path)
+		}
+	}()
+	k.await("the leader to stop", func() bool { return strings.Contains(lead.output()[logged:], fmt.Sprintf("fault: %s hit", p)) }, lead.output)
+	k.failover(followers[1])
+	<-asked
+	k.arm(lead)
+	if err := lead.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	k.await("the old leader to follow", func() bool {
+		st, err := k.status(lead)
+		return err == nil && st.Node.Role == "follower" && st.Node.Leader != "" && st.Node.Leader != st.Node.ID
+	}, lead.output)
+	k.everywhere(m)
+	k.settled()
 }
 
 // ingest has a node die while a client asks another one for something new.
@@ -129,6 +193,10 @@ func (k *killer) ingest(c killCase) {
 	m := k.fresh(owns, 100<<10)
 	logged := len(victim.output())
 	k.arm(victim, fmt.Sprintf("%s %d kill", c.point, c.hit))
+	if c.point == fault.TilesHeld { // all voters are asked, and who is late is not waited for
+		k.arm(lead, "tiles.held 1+ delay 1s")
+		defer k.arm(lead)
+	}
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
@@ -138,6 +206,9 @@ func (k *killer) ingest(c killCase) {
 	}()
 	k.dies(victim, c.point, logged)
 	k.met(c.point)
+	if c.role == leading {
+		k.failover(entry)
+	}
 	<-asked
 	for _, n := range k.alive() {
 		k.wholeOrAbsent(n, m)

@@ -66,6 +66,7 @@ func TestSplitThreeTwo(t *testing.T) {
 	s.settled()
 	s.calm(apart, 5)
 	s.kept()
+	s.sound()
 }
 
 // uncommitted asks a node without a quorum for something new, which is sent and marked.
@@ -135,6 +136,7 @@ func TestMinorityAlone(t *testing.T) {
 		s.calm(apart, 5)
 	}
 	s.kept()
+	s.sound()
 }
 
 // Packets are lost in one direction only: from the leader to the others, from the others to the leader, between two followers. A
@@ -179,6 +181,7 @@ func TestOneWayPartition(t *testing.T) {
 		s.calm(apart, 5)
 	}
 	s.kept()
+	s.sound()
 }
 
 // A network that loses a third of all packets, and takes its time, makes builds slow and nothing worse.
@@ -206,4 +209,5 @@ func TestLossyNetwork(t *testing.T) {
 	s.settled()
 	s.calm(before, 20)
 	s.kept()
+	s.sound()
 }
