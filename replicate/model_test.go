@@ -28,6 +28,9 @@ type model struct {
 	cluster   string
 	nodes     map[string]Peer
 	gone      map[string]bool
+	members   []string // ids of the last configuration
+	level     int
+	audits    []Audit
 	leaves    []artifact.Manifest // in the order in which they were committed, each time one grew
 }
 
@@ -41,7 +44,7 @@ func newModel(w *world) *model {
 		w: w, keys: map[string]string{}, heads: map[string]map[int64]tree{}, forks: map[string][]*knownFork{},
 		manifests: map[module.Version]artifact.Manifest{}, inline: map[artifact.Digest][]byte{},
 		conflicts: map[module.Version]map[string]bool{}, listings: map[string]artifact.Listing{},
-		nodes: map[string]Peer{}, gone: map[string]bool{},
+		nodes: map[string]Peer{}, gone: map[string]bool{}, level: firstLevel,
 	}
 }
 
@@ -54,7 +57,7 @@ type verdict struct {
 }
 
 // classes are what a refusal may match, the narrower ones first.
-var classes = []error{ErrRemoved, ErrClone, ErrNameTaken, artifact.ErrConflict, artifact.ErrStale, fs.ErrNotExist, artifact.ErrMalformed, artifact.ErrUnavailable, artifact.ErrRefused}
+var classes = []error{ErrTooOld, ErrRemoved, ErrClone, ErrNameTaken, artifact.ErrConflict, artifact.ErrStale, fs.ErrNotExist, artifact.ErrMalformed, artifact.ErrUnavailable, artifact.ErrRefused}
 
 func classOf(err error) error {
 	for _, c := range classes {
@@ -307,6 +310,8 @@ func (m *model) register(p Peer) verdict {
 		return refusal
 	case m.gone[p.ID]:
 		return verdict{err: ErrRemoved}
+	case max(p.Level, firstLevel) < m.level:
+		return verdict{err: ErrTooOld}
 	case p.Starts < old.Starts, p.Starts == old.Starts && p.Boot != old.Boot:
 		return verdict{err: ErrClone}
 	}
@@ -337,6 +342,39 @@ func (m *model) hold(id string, held bool) verdict {
 	p.Held = held
 	m.nodes[id] = p
 	return verdict{peers: true}
+}
+
+// raise judges a new feature level, which this version supports: all nodes that are known support it, but by, who has said so with this.
+func (m *model) raise(level int, by string) verdict {
+	if level <= m.level {
+		return verdict{}
+	}
+	for id, p := range m.nodes {
+		if id != by && max(p.Level, firstLevel) < level {
+			return refusal
+		}
+	}
+	for _, id := range m.members {
+		if _, ok := m.nodes[id]; !ok && id != by {
+			return refusal
+		}
+	}
+	m.level = level
+	return verdict{peers: true}
+}
+
+func (m *model) audit(a Audit) verdict {
+	if a.Actor == "" || a.Action == "" || a.Reason == "" {
+		return refusal
+	}
+	for _, have := range m.audits {
+		if a.Number = have.Number; have == a {
+			return verdict{}
+		}
+	}
+	a.Number = int64(len(m.audits)) + 1
+	m.audits = append(m.audits, a)
+	return verdict{}
 }
 
 // root computes the root of the Merkle tree over all leaves from nothing.

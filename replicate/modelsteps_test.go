@@ -138,10 +138,10 @@ func (s stepper) history() history {
 func (s stepper) step() step {
 	steps := map[string]func() step{
 		"publish": s.publish, "head": s.head, "fork": s.fork, "ack fork": s.ackFork, "listing": s.listing, "trust": s.trust,
-		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster,
+		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster, "level": s.level, "audit": s.audit,
 	}
 	return steps[pick(s, "kind", "publish", "head", "publish", "publish", "publish", "head", "publish", "fork", "ack fork", "ack fork",
-		"listing", "register", "hold", "register", "trust", "forget", "cluster")]()
+		"listing", "register", "hold", "register", "level", "trust", "forget", "cluster", "audit")]()
 }
 
 func (s stepper) trust() step {
@@ -371,7 +371,7 @@ func (s stepper) node() string { return pick(s, "node", "A", "A", "B", "C") }
 
 func (s stepper) register() step {
 	id := s.node()
-	p := Peer{ID: id, Name: strings.ToLower(id), Role: RoleVoter, Boot: pick(s, "boot", "x", "x", "y"), Starts: max(1, s.m.nodes[id].Starts+uint64(s.n("starts", 0, 2)))}
+	p := Peer{ID: id, Name: strings.ToLower(id), Role: RoleVoter, Level: pick(s, "level", newestLevel, newestLevel, 0), Boot: pick(s, "boot", "x", "x", "y"), Starts: max(1, s.m.nodes[id].Starts+uint64(s.n("starts", 0, 2)))}
 	switch pick(s, "but", "", "", "as a replica", "as a boss", "with another name", "from an old image") {
 	case "as a replica":
 		p.Role = RoleReplica
@@ -382,7 +382,7 @@ func (s stepper) register() step {
 	case "from an old image":
 		p.Starts = uint64(s.n("starts", 1, 2))
 	}
-	text := fmt.Sprintf("register %s as %s %s, start %d, life %s", p.ID, p.Role, p.Name, p.Starts, p.Boot)
+	text := fmt.Sprintf("register %s as %s %s of level %d, start %d, life %s", p.ID, p.Role, p.Name, p.Level, p.Starts, p.Boot)
 	return step{text, registerCommand{p}, func(m *model) verdict { return m.register(p) }}
 }
 
@@ -397,4 +397,14 @@ func (s stepper) forget() step {
 		id = ""
 	}
 	return step{fmt.Sprintf("forget %q", id), forgetCommand{id}, func(m *model) verdict { return m.forget(id) }}
+}
+
+func (s stepper) level() step {
+	level, by := pick(s, "level", newestLevel, newestLevel, firstLevel), s.node()
+	return step{fmt.Sprintf("%s raises the level to %d", by, level), levelCommand{Level: int64(level), By: by}, func(m *model) verdict { return m.raise(level, by) }}
+}
+
+func (s stepper) audit() step {
+	a := Audit{Time: time.Unix(int64(s.n("time", 1, 2)), 0).UTC(), Actor: "root@host", Action: "recover", Reason: pick(s, "reason", "two disks are lost", "a drill", "")}
+	return step{fmt.Sprintf("note at %d: %q", a.Time.Unix(), a.Reason), auditCommand{a}, func(m *model) verdict { return m.audit(a) }}
 }

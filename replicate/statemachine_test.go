@@ -135,8 +135,10 @@ func (r *run) entryAgain(rt *rapid.T) {
 
 func (r *run) members(rt *rapid.T) {
 	var conf raft.Configuration
+	r.model.members = nil
 	for i := range rapid.IntRange(1, 3).Draw(rt, "members") {
 		conf.Servers = append(conf.Servers, raft.Server{ID: raft.ServerID("ABC"[i : i+1]), Address: "x"})
+		r.model.members = append(r.model.members, "ABC"[i:i+1])
 	}
 	l := &raft.Log{Index: uint64(len(r.straight.logs) + 1), Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(conf)}
 	rt.Logf("entry %d: %d members", l.Index, len(conf.Servers))
@@ -234,13 +236,14 @@ func (r *run) check(rt *rapid.T) {
 		{"conflicts", r.conflicts(), r.model.conflicts},
 		{"listings", r.listings(), r.model.listings},
 		{"nodes", r.nodes(), r.model.nodes},
+		{"audit", r.audits(), r.model.audits},
 	} {
 		if !reflect.DeepEqual(what.got, what.want) {
 			rt.Fatalf("%s: %+v, want %+v", what.name, what.got, what.want)
 		}
 	}
 	for id := range r.model.gone {
-		if !errors.Is(r.straight.catalog.Check(Peer{ID: id, Name: "x", Boot: "x", Starts: 9, Role: RoleVoter}), ErrRemoved) {
+		if !errors.Is(r.straight.catalog.Check(Peer{ID: id, Name: "x", Boot: "x", Starts: 9, Role: RoleVoter, Level: newestLevel}), ErrRemoved) {
 			rt.Fatalf("node %s was removed, and may come back", id)
 		}
 	}
@@ -255,8 +258,9 @@ func (r *run) status() string {
 	seq, root := r.straight.catalog.Root()
 	var conf raft.Configuration
 	var confIndex uint64
-	r.view(func(s state) error { conf, confIndex = s.members(); return nil })
-	return fmt.Sprintln(r.straight.at(), conf, confIndex, st.Cluster, st.Manifests, st.Conflicts, st.Databases, st.Frozen, seq, root)
+	level := 0
+	r.view(func(s state) error { conf, confIndex = s.members(); level = s.level(); return nil })
+	return fmt.Sprintln(level, r.straight.at(), conf, confIndex, st.Cluster, st.Manifests, st.Conflicts, st.Databases, st.Frozen, seq, root)
 }
 
 func (r *run) wantStatus() string {
@@ -266,7 +270,7 @@ func (r *run) wantStatus() string {
 	}
 	databases := slices.Sorted(maps.Keys(r.model.keys))
 	frozen := slices.DeleteFunc(slices.Clone(databases), func(db string) bool { return !r.model.frozen(db) })
-	return fmt.Sprintln(len(r.straight.logs), r.conf, r.confIndex, r.model.cluster, len(r.model.manifests), conflicts, databases, frozen, len(r.model.leaves), r.model.root())
+	return fmt.Sprintln(r.model.level, len(r.straight.logs), r.conf, r.confIndex, r.model.cluster, len(r.model.manifests), conflicts, databases, frozen, len(r.model.leaves), r.model.root())
 }
 
 // manifests, and what else is read below, is read as everybody reads it, where there is a way.
@@ -395,5 +399,10 @@ func (r *run) nodes() map[string]Peer {
 		}
 		return err
 	})
+	return all
+}
+
+func (r *run) audits() (all []Audit) {
+	r.view(func(s state) (err error) { all, err = s.audits(); return err })
 	return all
 }
