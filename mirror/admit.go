@@ -58,7 +58,7 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	case err == nil:
 		return nil
 	case errors.Is(err, artifact.ErrDamaged):
-		m.damaged(ctx, ref.Digest, err)
+		_, _ = m.condemn(ctx, ref.Digest, byPeer, err) // what cannot be moved is replaced where it is
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
@@ -73,6 +73,7 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	if _, err := d.Commit(); err != nil {
 		return err
 	}
+	m.returned(ref.Digest, fromNode)
 	m.metrics.peerBytes.Add(float64(ref.Size))
 	return nil
 }

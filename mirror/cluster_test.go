@@ -10,6 +10,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -210,6 +211,17 @@ func (n *node) Changes(_ context.Context, from int64) iter.Seq2[artifact.Change,
 			}
 		}
 	}
+}
+
+func (n *node) Place(_ context.Context, mv module.Version) (int64, error) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	for _, c := range slices.Backward(n.changes) {
+		if c.Manifest.Module == mv {
+			return c.Seq, nil
+		}
+	}
+	return 0, fs.ErrNotExist
 }
 
 // Proven knows the records of the database, and no proofs.

@@ -327,8 +327,11 @@ func (f *follower) pull(ctx context.Context, b *missing, lost bool) (err error) 
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	if f.m.config.Store.DurableIntact(ctx, b.ref) == nil {
-		return nil // a client was faster
+	if f.m.config.Store.DurableIntact(ctx, b.ref) == nil { // a client was faster
+		if lost && f.m.losses.has(b.ref.Digest) {
+			return errJustBack
+		}
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.budget(b.ref.Size))
 	defer cancel()
@@ -387,12 +390,20 @@ func (f *follower) pace(ctx context.Context, n int) error {
 	return f.limit.WaitN(ctx, n)
 }
 
+// errJustBack is for a blob that is here again, of which nobody has said where it came from.
+var errJustBack = errors.New("it is here again")
+
 // finish notes the end of a pull.
 func (f *follower) finish(r pulled) {
 	f.active--
 	b := r.what
 	b.pulling = false
-	if r.err == nil {
+	if errors.Is(r.err, errJustBack) && b.wait == 0 { // whoever brought it is about to say so
+		b.wait = firstRepull
+		b.at = time.Now().Add(b.wait)
+		return
+	}
+	if r.err == nil || errors.Is(r.err, errJustBack) {
 		i := slices.Index(f.missing, b) // most are near the front
 		f.missing = slices.Delete(f.missing, i, i+1)
 		f.bytes -= b.ref.Size

@@ -88,7 +88,6 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		return have, nil, fmt.Errorf("no upstream had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	if in.want == in.ref { // only the bytes were missing
-		m.returned(in.ref.Digest, fromUpstream)
 		in.mend(ctx)
 		return have, in.small, nil
 	}
@@ -161,6 +160,7 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 		if _, err := keep.Commit(); err != nil { // it replaces damaged bytes, and only those
 			return err
 		}
+		in.m.returned(ref.Digest, fromUpstream)
 	}
 	in.ref = ref
 	in.m.reached("store")

@@ -78,12 +78,6 @@ type loss struct {
 	tries  int
 	next   time.Time
 	err    error
-
-	// A blob that is missing may be one that has not come here yet. It is lost if its change is before the one that had not been
-	// looked at when it was missed.
-	unsure bool
-	before int64
-	back   string // from where it came while it was unsure
 }
 
 // What is remembered of losses at most. What finds no room is found again by the next scrub.
@@ -118,7 +112,7 @@ func (m *Mirror) reportRead(d artifact.Digest) {
 
 func (m *Mirror) report(d artifact.Digest, by finder, why error) {
 	background(m.flights, damagedKey(d), m.config.ZipBudget, m.condemns, func(ctx context.Context) (any, error) {
-		return struct{}{}, m.condemn(ctx, d, by, why)
+		return m.condemn(ctx, d, by, why)
 	})
 }
 
@@ -126,46 +120,47 @@ func damagedKey(d artifact.Digest) string { return "damaged " + d.String() }
 
 // damaged has a blob looked at that a read could not have, and moved out of the way. When it returns the right bytes can take its
 // place. why is the error of the Store.
-func (m *Mirror) damaged(ctx context.Context, d artifact.Digest, why error) {
+func (m *Mirror) damaged(ctx context.Context, man artifact.Manifest, k artifact.Kind, why error) {
+	d := man.Ref(k).Digest
 	_, _ = fly(ctx, m.flights, damagedKey(d), m.config.ClientWait, m.config.ZipBudget, m.condemns, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, m.condemn(ctx, d, byRead, why)
+		before := m.followed.seen() // and what was not looked at then is only late
+		damage, err := m.condemn(ctx, d, byRead, why)
+		if damage == artifact.Missing && m.wasHere(ctx, man.Module, d, before) {
+			m.lost(d, &loss{damage: damage, by: byRead, reason: why.Error(), module: man.Module, kind: k})
+		}
+		return struct{}{}, err
 	}) // what cannot be moved is replaced where it is
 }
 
-// condemn looks at a blob again and moves it out of the way. An error means that it stands where it stood.
-func (m *Mirror) condemn(ctx context.Context, d artifact.Digest, by finder, why error) error {
-	before := m.followed.seen() // it was missed after that
-	damage, err := m.config.Store.Condemn(ctx, d, artifact.Truncate(why.Error(), maxWhy))
-	if errors.Is(err, context.Canceled) {
-		return err
+// wasHere reports whether a blob that is missing was here: its change was looked at before, and it was not missing then.
+func (m *Mirror) wasHere(ctx context.Context, mv module.Version, d artifact.Digest, before int64) bool {
+	if before == 0 || m.followed.lacking(d) {
+		return false
 	}
-	switch damage {
-	case artifact.Intact:
-		if err == nil {
-			m.log.Warn("a stored blob could not be read right, and could when it was looked at again", "digest", d, "err", why)
-		}
-	case artifact.Missing:
-		m.missed(d, by, before, why)
-	default:
+	seq, err := m.config.Changes.Place(ctx, mv)
+	return err == nil && seq < before
+}
+
+// condemn looks at a blob again and moves it out of the way. An error means that it stands where it stood.
+func (m *Mirror) condemn(ctx context.Context, d artifact.Digest, by finder, why error) (artifact.Damage, error) {
+	damage, err := m.config.Store.Condemn(ctx, d, artifact.Truncate(why.Error(), maxWhy))
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return damage, err
+	case damage == artifact.Intact && err == nil:
+		m.log.Warn("a stored blob could not be read right, and could when it was looked at again", "digest", d, "err", why)
+	case damage == artifact.WrongBytes || damage == artifact.Unreadable:
 		m.lost(d, &loss{damage: damage, by: by, reason: why.Error()})
 	}
 	if err != nil {
 		m.log.Error("a damaged blob cannot be moved into quarantine", "digest", d, "err", err)
 	}
-	return err
-}
-
-// missed notes that a blob is not here, unless that is known, or follows from how far this node is behind.
-func (m *Mirror) missed(d artifact.Digest, by finder, before int64, why error) {
-	if before == 0 || m.followed.lacking(d) {
-		return
-	}
-	m.lost(d, &loss{damage: artifact.Missing, by: by, reason: why.Error(), unsure: true, before: before})
+	return damage, err
 }
 
 // lost notes a loss, if it is a new one, and has it looked for in the catalog.
 func (m *Mirror) lost(d artifact.Digest, l *loss) {
-	if m.losses.add(d, l) && !l.unsure {
+	if m.losses.add(d, l) {
 		m.alarmLoss(d, l)
 	}
 	select {
@@ -195,7 +190,7 @@ func (m *Mirror) lostAt(ctx context.Context, c artifact.Change, k artifact.Kind,
 // A disk that has lost everything must not fill another one with log: some lines at once, then one a second. All are counted.
 const lossLines = 20
 
-// alarmLoss counts and logs a loss that is certain.
+// alarmLoss counts and logs a loss.
 func (m *Mirror) alarmLoss(d artifact.Digest, l *loss) {
 	m.losses.count(l)
 	if l.by == byScrub {
@@ -212,7 +207,7 @@ func (m *Mirror) alarmLoss(d artifact.Digest, l *loss) {
 func (ls *losses) add(d artifact.Digest, l *loss) bool {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if have := ls.open[d]; have != nil && !(have.unsure && !l.unsure) || have == nil && len(ls.open) >= maxLosses {
+	if ls.open[d] != nil || len(ls.open) >= maxLosses {
 		return false
 	}
 	l.found = time.Now()
@@ -226,31 +221,15 @@ func (ls *losses) count(l *loss) {
 	ls.bad[l.by][l.damage]++
 }
 
-// located notes what a lost blob is of, and reports whether it is lost: a blob of a change that nobody had looked at is only late.
-func (m *Mirror) located(d artifact.Digest, c artifact.Change, k artifact.Kind) bool {
-	ls := m.losses
+// located notes what a lost blob is of, and reports whether it is still lost.
+func (ls *losses) located(d artifact.Digest, mv module.Version, k artifact.Kind) bool {
 	ls.mu.Lock()
+	defer ls.mu.Unlock()
 	l := ls.open[d]
-	if l == nil {
-		ls.mu.Unlock()
-		return false
+	if l != nil {
+		l.module, l.kind = mv, k
 	}
-	l.module, l.kind = c.Manifest.Module, k
-	sure, back := !l.unsure, l.back
-	if l.unsure && c.Seq >= l.before {
-		delete(ls.open, d)
-		ls.mu.Unlock()
-		return false
-	}
-	l.unsure = false
-	ls.mu.Unlock()
-	if !sure {
-		m.alarmLoss(d, l)
-	}
-	if back != "" {
-		m.returned(d, back)
-	}
-	return true
+	return l != nil
 }
 
 // unnamed is called if the catalog does not name a blob: nobody misses it.
@@ -269,11 +248,6 @@ func (m *Mirror) returned(d artifact.Digest, from string) {
 	ls.mu.Lock()
 	l := ls.open[d]
 	if l == nil {
-		ls.mu.Unlock()
-		return
-	}
-	if l.unsure {
-		l.back = from
 		ls.mu.Unlock()
 		return
 	}
@@ -300,8 +274,7 @@ func (ls *losses) tried(d artifact.Digest, next time.Time, err error) (tries int
 func (ls *losses) has(d artifact.Digest) bool {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	l := ls.open[d]
-	return l != nil && !l.unsure
+	return ls.open[d] != nil
 }
 
 // Health is what this node knows of damaged blobs.
@@ -329,9 +302,6 @@ func (ls *losses) health() Health {
 		h.Healed += n
 	}
 	for d, l := range ls.open {
-		if l.unsure {
-			continue
-		}
 		h.Unhealed++
 		if l.tries == 0 {
 			h.Untried++
@@ -416,7 +386,7 @@ func (m *Mirror) locateAll(ctx context.Context, wanted map[artifact.Digest]bool)
 				continue
 			}
 			delete(wanted, ref.Digest)
-			if m.located(ref.Digest, c, k) {
+			if m.losses.located(ref.Digest, c.Manifest.Module, k) {
 				m.followed.want(ctx, &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: true})
 			}
 		}

@@ -64,6 +64,8 @@ type Prover interface {
 type Changes interface {
 	// Changes yields what the catalog has from place number from on, in order and without gaps, and ends with the last.
 	Changes(ctx context.Context, from int64) iter.Seq2[artifact.Change, error]
+	// Place returns the place of the change that Changes yields for mv. An error matches [io/fs.ErrNotExist] if there is none.
+	Place(ctx context.Context, mv module.Version) (int64, error)
 	// Wake returns a channel that is closed, or sent to, when something was applied after the call.
 	Wake() <-chan struct{}
 }

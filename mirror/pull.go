@@ -20,7 +20,7 @@ func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kin
 	if err == nil || !blob || !errors.Is(err, artifact.ErrDamaged) {
 		return small, f, err
 	}
-	m.damaged(ctx, ref.Digest, err)
+	m.damaged(ctx, man, k, err)
 	if small, f, err := m.load(ctx, man, k); err == nil { // it was a fluke, or somebody was faster
 		return small, f, nil
 	}
@@ -92,9 +92,6 @@ func (m *Mirror) fetchBlob(ctx context.Context, man artifact.Manifest, k artifac
 		err = fmt.Errorf("no peer had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	m.metrics.pulled(err)
-	if err == nil {
-		m.returned(ref.Digest, fromNode)
-	}
 	return err
 }
 

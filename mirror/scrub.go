@@ -208,7 +208,7 @@ func (s *scrubber) blob(ctx context.Context, ref artifact.Ref) error {
 	case !errors.Is(err, artifact.ErrDamaged):
 		return err
 	}
-	err = s.m.condemn(ctx, ref.Digest, byScrub, err)
+	_, err = s.m.condemn(ctx, ref.Digest, byScrub, err)
 	if s.m.config.Store.Err() != nil { // what is found is said, and stays where it is
 		return nil
 	}
@@ -331,7 +331,7 @@ func (s *scrubber) named(ctx context.Context, c artifact.Change, k artifact.Kind
 	case err == nil:
 		return nil
 	case errors.Is(err, artifact.ErrDamaged):
-		if err := s.m.condemn(ctx, ref.Digest, byScrub, err); err != nil && s.m.config.Store.Err() == nil {
+		if _, err := s.m.condemn(ctx, ref.Digest, byScrub, err); err != nil && s.m.config.Store.Err() == nil {
 			return err
 		}
 	case errors.Is(err, fs.ErrNotExist):

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -35,7 +36,6 @@ type shelf struct {
 	limit int64
 	refs  []artifact.Ref
 	logs  *lockedBuffer
-	named bool // the catalog names the blobs
 
 	mu   sync.Mutex
 	read []reading // guarded by mu; what was read, in order
@@ -78,12 +78,14 @@ func (s *shelf) Changes(_ context.Context, from int64) iter.Seq2[artifact.Change
 	return func(yield func(artifact.Change, error) bool) {
 		for i, ref := range s.refs {
 			man := artifact.Manifest{Module: module.Version{Path: fmt.Sprint("example.com/m", i), Version: "v1.0.0"}, Zip: ref}
-			if s.named && int64(i) >= from && !yield(artifact.Change{Seq: int64(i), Manifest: man}, nil) {
+			if int64(i) >= from && !yield(artifact.Change{Seq: int64(i), Manifest: man}, nil) {
 				return
 			}
 		}
 	}
 }
+
+func (s *shelf) Place(context.Context, module.Version) (int64, error) { return 0, fs.ErrNotExist }
 
 func (s *shelf) Wake() <-chan struct{} { return nil }
 
@@ -736,6 +738,24 @@ func TestReadHeals(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A blob that has not come here yet is no loss, whoever asks for it and whenever the scrub comes by.
+func TestLateIsNotLost(t *testing.T) {
+	c := newCluster(t, 3)
+	n := c.nodes[2]
+	defer n.scrubbing()()
+	c.set(func() { c.down[2] = true }) // it gets no copies
+	for range 3 {
+		c.fill(12)
+		for i := range 12 {
+			n.want(fmt.Sprintf("/example.com/m%d/@v/v1.0.0.zip", i), 200, "PK")
+		}
+		n.scrubAll()
+	}
+	if bad := n.metric("bad_blobs_total"); bad != 0 {
+		t.Errorf("%v blobs count as damaged\n%s", bad, n.logs)
 	}
 }
 

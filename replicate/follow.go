@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"iter"
 	"sync"
 
+	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
@@ -68,6 +71,20 @@ func (s state) change(k, v []byte) (c artifact.Change, ok bool, err error) {
 	}
 	c.Manifest = row.Manifest
 	return c, row.seq == seq, nil
+}
+
+// Place returns the number of the newest leaf of m: the Seq with which Changes yields it. An error matches [fs.ErrNotExist] if
+// nothing is committed for it.
+func (c *catalog) Place(ctx context.Context, m module.Version) (seq int64, err error) {
+	err = c.read(ctx, func(s state) error {
+		row, ok, err := s.manifest(moduleKey(m))
+		if err == nil && !ok {
+			err = fmt.Errorf("manifest of %s: %w", m, fs.ErrNotExist)
+		}
+		seq = row.seq
+		return err
+	})
+	return seq, err
 }
 
 func leafSeq(k []byte) (int64, error) {

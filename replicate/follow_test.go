@@ -3,8 +3,11 @@ package replicate
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"testing"
+
+	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
 )
@@ -56,6 +59,14 @@ func TestChanges(t *testing.T) {
 	}
 	if !slices.IsSortedFunc(all, func(a, b artifact.Change) int { return int(a.Seq - b.Seq) }) {
 		t.Error("changes out of order")
+	}
+	for _, c := range all {
+		if seq, err := n.Place(t.Context(), c.Manifest.Module); err != nil || seq != c.Seq {
+			t.Errorf("Place(%s) = %d, %v, want %d", c.Manifest.Module, seq, err, c.Seq)
+		}
+	}
+	if _, err := n.Place(t.Context(), module.Version{Path: "example.com/never", Version: "v1.0.0"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Place of nothing: %v", err)
 	}
 	if rest := changesOf(t, n, last.Seq); len(rest) != 1 || rest[0].Seq != last.Seq {
 		t.Errorf("changes from the last leaf on: %+v", rest)
