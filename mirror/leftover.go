@@ -54,7 +54,7 @@ type leftoverFile struct {
 
 const (
 	leftoverDir  = "leftovers"
-	maxLeftovers = 4096    // blobs of one shard that are counted at a time, and as many in the trash: the others follow
+	maxLeftovers = 1024    // blobs of one shard that are counted at a time, and as many in the trash: the others follow
 	maxLeftFile  = 1 << 20 // bytes of a file
 )
 

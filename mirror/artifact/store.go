@@ -425,6 +425,9 @@ func openIn(dir *os.Root, name string, r Ref) (*os.File, error) {
 // disk cannot read, match [ErrDamaged]; missing ones match [fs.ErrNotExist].
 func (s *Store) Verify(ctx context.Context, r Ref) error {
 	f, err := s.open(r)
+	if errors.Is(err, fs.ErrNotExist) && s.TrashSize(r.Digest) == r.Size {
+		return fmt.Errorf("%w; it is in the trash, from where a mirror that runs brings it back", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -44,6 +45,9 @@ func TestTrashComesBack(t *testing.T) {
 		}
 		if all, err := s.TrashDigests(ref.Digest[0]); !slices.Equal(all, []Digest{ref.Digest}) || err != nil {
 			t.Errorf("TrashDigests = %v, %v", all, err)
+		}
+		if err := s.Verify(t.Context(), ref); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "in the trash") {
+			t.Errorf("Verify of what is in the trash: %v", err)
 		}
 		if err := need(s, ref); err != nil {
 			t.Errorf("%s of what is in the trash: %v", what, err)
