@@ -110,7 +110,7 @@ func TestFullDisksOfCluster(t *testing.T) {
 		m := s.takes(n)
 		s.serves(full, m)
 		s.serves(full, stored)
-		if c, err := os.ReadDir(blobsOf(full)); err != nil || len(c) > 1 {
+		if c, err := os.ReadDir(shardsOf(full)); err != nil || len(c) > 1 {
 			t.Errorf("%s keeps blobs in %d directories: %v", full.name, len(c), err)
 		}
 	}
@@ -170,4 +170,4 @@ func TestFullDisksOfCluster(t *testing.T) {
 }
 
 // blobsOf is the directory with a directory for each first byte of the digests of a node's blobs.
-func blobsOf(n *clusterNode) string { return n.dir + "/blobs/sha256" }
+func shardsOf(n *clusterNode) string { return n.dir + "/blobs/sha256" }

@@ -97,10 +97,10 @@ func rest(t *testing.T, s *site, p *process, goroutines float64) state {
 	for range 180 {
 		http.DefaultClient.CloseIdleConnections()
 		metrics := s.want(p, "/metrics", 200)
-		now = state{goroutines: sumOf(t, metrics, "go_goroutines"), rss: rss(t, p, "RssAnon") * 1e6 / mib,
-			caches: (sumOf(t, metrics, "modmirror_mirror_cache_bytes") + sumOf(t, metrics, "modmirror_sumdb_cache_bytes")) / mib}
-		now.besides = sumOf(t, metrics, "go_memstats_next_gc_bytes")/2/mib - now.caches
-		if sumOf(t, metrics, "modmirror_connections_open") <= 2 && (now.goroutines <= goroutines || goroutines == 0) {
+		now = state{goroutines: sumMetric(t, metrics, "go_goroutines"), rss: rss(t, p, "RssAnon") * 1e6 / mib,
+			caches: (sumMetric(t, metrics, "modmirror_mirror_cache_bytes") + sumMetric(t, metrics, "modmirror_sumdb_cache_bytes")) / mib}
+		now.besides = sumMetric(t, metrics, "go_memstats_next_gc_bytes")/2/mib - now.caches
+		if sumMetric(t, metrics, "modmirror_connections_open") <= 2 && (now.goroutines <= goroutines || goroutines == 0) {
 			break
 		}
 		<-tick.C
@@ -108,8 +108,8 @@ func rest(t *testing.T, s *site, p *process, goroutines float64) state {
 	return now
 }
 
-// sumOf returns the sum of all series of a metric.
-func sumOf(t *testing.T, metrics, name string) (sum float64) {
+// sumMetric returns the sum of all series of a metric.
+func sumMetric(t *testing.T, metrics, name string) (sum float64) {
 	t.Helper()
 	for line := range strings.Lines(metrics) {
 		series, value, _ := strings.Cut(strings.TrimSpace(line), " ")
