@@ -90,7 +90,7 @@ func (c *Config) setDefaults() {
 	c.SnapshotThreshold = orDefault(c.SnapshotThreshold, uint64(fault.Limit("snapshot-threshold", 50_000)))
 	c.SnapshotInterval = orDefault(c.SnapshotInterval, time.Duration(fault.Limit("snapshot-interval", int64(5*time.Minute))))
 	c.LogBudget = orDefault(c.LogBudget, 8<<30)
-	c.hung = orDefault(c.hung, hung)
+	c.hung = orDefault(c.hung, artifact.HungLimit())
 	c.level = orDefault(c.level, newestLevel)
 	c.reconcile = orDefault(c.reconcile, time.Second)
 	c.Voters = orDefault(c.Voters, 3)

@@ -115,7 +115,7 @@ func (d *Draft) Flush() {
 	}
 	f, flush := d.f, make(chan error, 1)
 	d.flush = flush
-	go func() { flush <- fsync(f) }()
+	go func() { flush <- d.s.fsync(f) }()
 }
 
 // awaitFlush waits for the end of the fsync that Flush began, if there is one. Its failure is one of the disk, whatever becomes
@@ -137,17 +137,19 @@ func (d *Draft) sync() error {
 	if d.flush != nil {
 		return d.awaitFlush()
 	}
-	if err := fsync(d.f); err != nil {
+	if err := d.s.fsync(d.f); err != nil {
 		return d.s.fault(fmt.Sprintf("fsync %d bytes", d.size), err)
 	}
 	return nil
 }
 
-func fsync(f File) error {
-	err := fault.Error(fault.BlobFsync)
-	if err == nil {
-		err = f.Sync()
-	}
+func (s *Store) fsync(f File) error {
+	err := s.watch("fsync a file", func() error {
+		if err := fault.Error(fault.BlobFsync); err != nil {
+			return err
+		}
+		return f.Sync()
+	})
 	if err == nil {
 		fault.Point(fault.BlobFsynced)
 	}
@@ -200,10 +202,12 @@ func (d *Draft) Commit() (Ref, error) {
 		}
 	}
 	// Also for a blob that was there: the commit that made it may not have come so far yet.
-	err = fault.Error(fault.BlobDirSync)
-	if err == nil {
-		err = d.s.disk.SyncDir(dir)
-	}
+	err = d.s.watch("fsync a directory", func() error {
+		if err := fault.Error(fault.BlobDirSync); err != nil {
+			return err
+		}
+		return d.s.disk.SyncDir(dir)
+	})
 	if err != nil {
 		// Not even a full disk is forgiven here: the name is in place, and the next fsync may pass without it.
 		return Ref{}, d.s.latch("fsync the directory of a blob", err)
@@ -229,10 +233,12 @@ func (d *Draft) settle(ref Ref) error {
 	if d.s.intact(ref, false) { // another commit was faster
 		return nil
 	}
-	err = fault.Error(fault.BlobRename)
-	if err == nil {
-		err = d.s.disk.Rename(d.name, blobName(ref.Digest))
-	}
+	err = d.s.watch("rename a file", func() error {
+		if err := fault.Error(fault.BlobRename); err != nil {
+			return err
+		}
+		return d.s.disk.Rename(d.name, blobName(ref.Digest))
+	})
 	if err != nil {
 		return d.s.fault("rename a draft", err)
 	}

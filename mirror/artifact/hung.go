@@ -4,11 +4,18 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"modmirror/mirror/artifact/fault"
 )
 
 // Hung is how long one write, fsync or rename may take before the disk counts as failed. Nothing depends on the disk that would
 // notice a hanging one otherwise; one that is merely slow comes back long before.
 const Hung = 30 * time.Second
+
+// HungLimit is Hung, unless a test has made it shorter.
+func HungLimit() time.Duration {
+	return time.Duration(fault.Limit("hung-milliseconds", int64(Hung/time.Millisecond))) * time.Millisecond
+}
 
 // Watch runs write, which changes a disk, and calls late if that is not over after limit. It returns what write does, whenever
 // that is: what hangs in the kernel cannot be given up.
@@ -25,14 +32,16 @@ type watchedDisk struct {
 	s *Store
 }
 
-func (d watchedDisk) watch(what string, write func() error) error {
+func (d watchedDisk) watch(what string, write func() error) error { return d.s.watch(what, write) }
+
+func (s *Store) watch(what string, write func() error) error {
 	var late atomic.Pointer[error] // of this one; what else fails meanwhile is the others' business
-	err := Watch(d.s.hung, func() {
-		fault := d.s.latch(what, fmt.Errorf("it has been hanging for %v", d.s.hung))
-		late.Store(&fault)
+	err := Watch(s.hung, func() {
+		first := s.latch(what, fmt.Errorf("it has been hanging for %v", s.hung))
+		late.Store(&first)
 	}, write)
-	if fault := late.Load(); fault != nil {
-		return *fault
+	if first := late.Load(); first != nil {
+		return *first
 	}
 	return err
 }

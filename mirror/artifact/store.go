@@ -134,7 +134,7 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 }
 
 func newStore(dir string, root *os.Root, disk Disk) *Store {
-	s := &Store{dir: dir, root: root, hung: Hung}
+	s := &Store{dir: dir, root: root, hung: HungLimit()}
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
