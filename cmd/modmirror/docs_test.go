@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -90,11 +89,9 @@ func saysDefault(text string, f *pflag.Flag) bool {
 	if f.DefValue == "" || f.DefValue == "[]" {
 		return !strings.HasPrefix(text, "`") || strings.Contains(f.Usage, "(default "+strings.Trim(strings.Split(text, ",")[0], "`"))
 	}
-	text = strings.Trim(text, "`")
-	if d, err := time.ParseDuration(text); err == nil && f.Value.Type() == "duration" {
-		return d.String() == f.DefValue
-	}
-	return text == strings.Trim(f.DefValue, "[]")
+	same := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(config).flags(same)
+	return same.Set(f.Name, strings.Trim(text, "`")) == nil && same.Lookup(f.Name).Value.String() == f.DefValue
 }
 
 func readDoc(t *testing.T, name string) string {
