@@ -96,6 +96,28 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
+// Metrics that the pages name exist.
+func TestMetricsInDocs(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("pages %q, %v", pages, err)
+	}
+	have := seriesOf(t)
+	for _, page := range append(pages, "../../README.md") {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range metricName.FindAllString(string(b), -1) {
+			if labelsOf(name, have) == nil {
+				t.Errorf("%s names the metric %s, which there is not", page, name)
+			}
+		}
+	}
+}
+
+var metricName = regexp.MustCompile(`\bmodmirror_[a-z_]*[a-z]\b`)
+
 // seriesOf returns the metrics that a node of a cluster has: their labels, by name.
 func seriesOf(t *testing.T) map[string][]string {
 	t.Helper()
