@@ -46,9 +46,9 @@ import (
 const Leftover = 24 * time.Hour
 
 const (
-	firstCollect  = 10 * time.Minute // after the start, for nodes that are restarted often
-	retryCollect  = 10 * time.Minute // after a pass that could not be done, or did not make enough room
-	collectPause  = 25 * time.Millisecond
+	firstCollect  = 10 * time.Minute      // after the start, for nodes that are restarted often
+	retryCollect  = 10 * time.Minute      // after a pass that could not be done, or did not make enough room
+	collectPause  = 25 * time.Millisecond // after each shard, and each blob that was moved or removed
 	lookForRoom   = time.Minute
 	settleTimeout = 30 * time.Second
 )
@@ -284,12 +284,13 @@ func (p *collection) collect(ctx context.Context, d artifact.Digest) error {
 		return nil
 	}
 	moved, err := p.m.config.Store.Trash(d, func() bool { return due() && p.free(ctx, d) })
-	if moved {
-		p.m.leftovers.collected(d)
-		p.found.Collected.add(size)
-		p.found.Trash.add(size)
+	if err != nil || !moved {
+		return err
 	}
-	return err
+	p.m.leftovers.collected(d)
+	p.found.Collected.add(size)
+	p.found.Trash.add(size)
+	return p.pause(ctx) // two fsyncs
 }
 
 // remove removes d from the trash if it has been there for long enough. A blob that is named after all is brought back, if it is
@@ -312,13 +313,13 @@ func (p *collection) remove(ctx context.Context, d artifact.Digest) error {
 		return nil
 	}
 	removed, err := s.Drop(d, func() bool { return p.free(ctx, d) || s.BlobSize(d) > 0 })
-	if removed {
-		p.found.Removed.add(size)
-		p.found.Early = p.found.Early || early
-	} else {
+	if err != nil || !removed {
 		p.found.Trash.add(size)
+		return err
 	}
-	return err
+	p.found.Removed.add(size)
+	p.found.Early = p.found.Early || early
+	return p.pause(ctx)
 }
 
 // hold reserves d, and has the collector count its age from now on. The caller releases it when it has told nobody that the
