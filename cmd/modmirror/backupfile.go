@@ -27,6 +27,7 @@ import (
 //	generations/<time>/catalog.db       the catalog at one moment
 //	generations/<time>/manifest.json    what belongs to this generation, and the checksum of everything
 //	tmp/, generations/.making-…         what is being written
+//	quarantine/, trash/                 empty; a data directory has them as well
 //
 // In a tar, which is one generation, catalog.db comes first and manifest.json last, both at the top.
 //

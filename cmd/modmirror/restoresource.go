@@ -77,7 +77,7 @@ func openDirSource(path, name string) (s *dirSource, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	if err := s.noStrangers("", []string{backupMark, "blobs", "sumdb", generationsDir, "tmp", "quarantine", "lost+found"}); err != nil {
+	if err := s.noStrangers("", []string{backupMark, "blobs", "sumdb", generationsDir, "tmp", "quarantine", "trash", "lost+found"}); err != nil {
 		return nil, err
 	}
 	if s.generation, err = s.choose(name); err != nil {
