@@ -66,8 +66,9 @@ func (s *site) works(dir string, ms []module.Version) {
 // noMirror looks whether no mirror starts on dir: because there is nothing, or it says that it is being restored into.
 func (s *site) noMirror(dir string) {
 	s.t.Helper()
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+	if empty, err := isEmptyDir(dir, func(name string) bool { return strings.HasPrefix(name, replicate.RestoringName+".") }); err != nil {
+		s.t.Fatal(err)
+	} else if empty {
 		return
 	}
 	data := s.data

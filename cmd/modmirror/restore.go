@@ -96,15 +96,17 @@ func printReport(w io.Writer, asJSON bool, r interface{ print(io.Writer) error }
 
 // restore makes a data directory from a backup.
 //
-// If the process dies: before the catalog of the backup is found to be right, --data-dir is what it was, but for a temporary directory.
-// From then on a file in it says that it is being restored into, and neither serve nor anything else takes it for a mirror's; what
-// was there is moved aside below it; the blobs that were copied stay and are not copied again. Run again, it comes to its end.
+// If the process dies: a file in --data-dir says that it is being restored into, and neither serve nor anything else takes it for a
+// mirror's; what was copied stays, and is not copied again. Run again, it comes to its end. A mirror that is to be replaced is what it
+// was, but for a temporary directory, until the catalog of the backup is found to be right; then that file is there, before the first of
+// its files is moved aside.
 type restore struct {
 	dir     string
 	specs   []sumdb.Spec
 	replace bool
 	force   bool
 	reason  string
+	begun   bool   // the directory was empty, and says now that it is being restored into
 	copying backup // copies blobs and tiles
 	warn    io.Writer
 	report  restoreReport
@@ -200,6 +202,9 @@ func (r *restore) run(ctx context.Context, src restoreSource) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := r.keepOff(note); err != nil {
+		return err
+	}
 	work, err := r.workDir()
 	if err != nil {
 		return err
@@ -208,7 +213,7 @@ func (r *restore) run(ctx context.Context, src restoreSource) (err error) {
 	path := filepath.Join(work, replicate.CatalogName)
 	c, err := r.open(ctx, src, path, note)
 	if err != nil {
-		return err
+		return errors.Join(err, r.letGo())
 	}
 	defer c.Close()
 	if err := r.moveAside(note); err != nil {
@@ -241,7 +246,7 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 		return note, nil
 	}
 	empty, err := isEmptyDir(r.dir, func(name string) bool {
-		return strings.HasPrefix(name, workPrefix) || strings.HasPrefix(name, asidePrefix)
+		return strings.HasPrefix(name, workPrefix) || strings.HasPrefix(name, asidePrefix) || strings.HasPrefix(name, replicate.RestoringName+".") // of a kill
 	})
 	if err != nil || empty {
 		return note, err
@@ -268,6 +273,23 @@ func headsIn(ctx context.Context, dir string) ([]backupDatabase, error) {
 	}
 	all, err := databasesOf(ctx, c)
 	return all, errors.Join(err, c.Close())
+}
+
+// keepOff keeps nodes off a directory in which there is no mirror, before anything is put there.
+func (r *restore) keepOff(note restoreNote) error {
+	if r.resumes() || note.Aside != "" {
+		return nil
+	}
+	r.begun = true
+	return replicate.NoteRestore(r.dir, note)
+}
+
+// letGo takes that back, as nothing was put there.
+func (r *restore) letGo() error {
+	if !r.begun {
+		return nil
+	}
+	return errors.Join(os.Remove(filepath.Join(r.dir, replicate.RestoringName)), syncDir(r.dir))
 }
 
 // workDir makes a temporary directory beside what is restored, and removes those of restores that were interrupted.
@@ -366,7 +388,7 @@ func (r *restore) compare(ctx context.Context, c *heldCatalog, note restoreNote)
 // hasRoom says early that the disk is too small.
 func (r *restore) hasRoom(c *heldCatalog) error {
 	room, ok := lookAtDisk(r.dir)
-	if need := c.manifest.Blobs.Bytes + c.manifest.Catalog.Bytes; ok && uint64(need) > room.Free && !r.resumes() {
+	if need := c.manifest.Blobs.Bytes + c.manifest.Catalog.Bytes; ok && uint64(need) > room.Free && (r.begun || !r.resumes()) {
 		return fmt.Errorf("%s free on the disk of %s, and the backup has %s", size(int64(room.Free)), r.dir, size(need))
 	}
 	return nil

@@ -168,11 +168,15 @@ func TestKilledBackupAndRestore(t *testing.T) {
 	}
 	cutRestores := 0
 	for range 8 {
-		if killed(s.restoreArgs(dest, dir), out.Seconds*1.5) {
+		cut := killed(s.restoreArgs(dest, dir), out.Seconds*1.5)
+		_, marked := os.Stat(filepath.Join(dir, replicate.RestoringName))
+		if _, err := os.Stat(filepath.Join(dir, "node.json")); err == nil && marked != nil { // it has come to its end
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		} else if cut {
 			cutRestores++
 			s.noMirror(dir)
-		} else if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "node.json")); err != nil {
