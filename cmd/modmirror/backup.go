@@ -155,7 +155,7 @@ func (b *backup) receive(ctx context.Context, path string) (*heldCatalog, error)
 	}
 	c, err := openHeld(ctx, path, b.progress)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; if there are other nodes, make the backup from another one", err)
 	}
 	c.manifest.Made, c.manifest.Version, c.manifest.Node = time.Now().UTC().Truncate(time.Millisecond), buildVersion(), b.source.node
 	b.report.Manifest = c.manifest
