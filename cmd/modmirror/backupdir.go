@@ -64,9 +64,11 @@ func (d backupDir) prepare() error {
 	if err != nil {
 		return err
 	}
-	left, err := filepath.Glob(filepath.Join(d.generations(), makingPrefix+"*"))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+	making, errMaking := filepath.Glob(filepath.Join(d.generations(), makingPrefix+"*"))
+	marks, errMarks := filepath.Glob(filepath.Join(d.path, ".evidence-*"))
+	err = errors.Join(errMaking, errMarks)
+	for _, left := range append(making, marks...) {
+		err = errors.Join(err, os.RemoveAll(left))
 	}
 	return errors.Join(err, syncDir(d.path))
 }

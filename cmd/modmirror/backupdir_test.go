@@ -460,3 +460,24 @@ func TestBackupLimit(t *testing.T) {
 		t.Errorf("%d bytes at %d a second took %v, want at least %v", rep.NewBytes, speed, took, least)
 	}
 }
+
+// What a kill leaves of the first moments of a backup goes with the next one.
+func TestBackupSweeps(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, ".evidence-1")
+	for _, marked := range []bool{false, true} {
+		if err := os.WriteFile(left, []byte("mod"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, lock, err := makeBackupDir(dir)
+		if err != nil {
+			t.Fatalf("marked %v: %v", marked, err)
+		}
+		if _, _, err := makeBackupDir(dir); !errors.Is(err, replicate.ErrLocked) {
+			t.Errorf("two at once: %v", err)
+		}
+		if err := errors.Join(lock.Close(), d.isBackup(), d.noStrangers("", []string{backupMark, generationsDir})); err != nil {
+			t.Errorf("marked %v: %v", marked, err)
+		}
+	}
+}
