@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,3 +103,31 @@ func readDoc(t *testing.T, name string) string {
 	}
 	return string(b)
 }
+
+// Each link between the pages leads to a file, and to a section of it.
+func TestLinksOfPages(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("pages %q, %v", pages, err)
+	}
+	for _, page := range append(pages, "../../README.md") {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range pageLink.FindAllStringSubmatch(string(b), -1) {
+			file, section, _ := strings.Cut(m[1], "#")
+			target := page
+			if file != "" {
+				target = filepath.Join(filepath.Dir(page), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s, which is not there", page, m[1])
+			} else if section != "" && !slices.Contains(anchors(t, strings.TrimPrefix(target, "../../")), section) {
+				t.Errorf("%s links to %s: there is no such section", page, m[1])
+			}
+		}
+	}
+}
+
+var pageLink = regexp.MustCompile(`\]\(([^):\s]+)\)`)
