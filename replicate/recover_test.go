@@ -91,6 +91,9 @@ func TestRecover(t *testing.T) {
 		t.Errorf("the cluster %s became %q", old, now)
 	}
 	checkSays(t, dir, "")
+	if first, last := logOf(t, dir); first != 0 || last != 0 {
+		t.Errorf("the log has the entries %d to %d of the old cluster", first, last)
+	}
 	n := c.open(i)
 	for j := range c.nodes { // they do not exist any more
 		if j != i {
@@ -254,14 +257,24 @@ func TestOldIdentityAfterRecovery(t *testing.T) {
 	if _, err := Open(t.Context(), Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "node.json is of cluster") {
 		t.Errorf("Open = %v", err)
 	}
+	if _, last := logOf(t, dir); last == 0 {
+		t.Error("the log has lost its entries")
+	}
+}
+
+// logOf returns between which indexes the log of a stopped node has entries.
+func logOf(t *testing.T, dir string) (first, last uint64) {
+	t.Helper()
 	store, err := openLog(logPath(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	if last, err := store.LastIndex(); err != nil || last == 0 {
-		t.Errorf("the log ends at %d, %v", last, err)
+	f, err := factsOf(store, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return f.first, f.last
 }
 
 // What cannot be recovered, or needs no recovery, is refused with words and stays as it is.
