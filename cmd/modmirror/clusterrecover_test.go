@@ -174,7 +174,7 @@ func TestRecoverByTheRunbook(t *testing.T) {
 		if err := n.stop(time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		s.do(steps[3], n, "")
+		s.do(steps[3], n, "reset\n", "done: the old node is in ")
 	}
 	s.run(s.nodes[0], s.nodes[1])
 	s.voters(3)
@@ -228,7 +228,8 @@ func TestRecoverKilled(t *testing.T) {
 	whole := left.dir
 	r := rand.New(rand.NewPCG(23, 24))
 	states := map[string]int{}
-	for i := range 12 {
+	took := time.Minute // of the first one, which is not killed
+	for i := range 13 {
 		left.dir = filepath.Join(s.dir, fmt.Sprintf("killed%d", i))
 		if err := os.CopyFS(left.dir, os.DirFS(whole)); err != nil {
 			t.Fatal(err)
@@ -236,12 +237,20 @@ func TestRecoverKilled(t *testing.T) {
 		args := []string{"cluster", "recover", "--yes", "--data-dir", left.dir, "--reason", "a test"}
 		cmd := exec.Command(s.bin, args...)
 		cmd.Env = s.env()
+		begin := time.Now()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		kill := time.AfterFunc(time.Duration(r.Int64N(int64(60*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		wait := took
+		if i > 0 {
+			wait = took/4 + time.Duration(r.Int64N(int64(took)))
+		}
+		kill := time.AfterFunc(wait, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait()
 		kill.Stop()
+		if i == 0 {
+			took = time.Since(begin)
+		}
 		states[fmt.Sprint(err == nil)]++
 		out, err := s.offline(args...)
 		if err != nil || !strings.Contains(out, "done: ") && !strings.Contains(out, "nothing is left to do") {

@@ -125,7 +125,7 @@ func refuseForeign(h, self Hello) *Refusal {
 
 // refuseLeftBehind says to h that its cluster goes on without it, as another one.
 func refuseLeftBehind(h, self Hello, at time.Time) *Refusal {
-	return Refuse(ForeignCluster, "%v belongs to cluster %s, which had lost its majority and was recovered without it on %s, as cluster %s, of which %v is: what it may have committed meanwhile is not part of that. Stop it, move node.json, raft, catalog.db and formed.json out of its data directory (the blobs may stay), and start it as a new node with --join (docs/recover.md)",
+	return Refuse(ForeignCluster, "%v belongs to cluster %s, which had lost its majority and was recovered without it on %s, as cluster %s, of which %v is: what it may have committed meanwhile is not part of that. Stop it, make a new node of it with modmirror cluster reset --keep-blobs, and start it with --join (docs/recover.md)",
 		h, short(h.Cluster), at.UTC().Format(time.DateOnly), short(self.Cluster), self)
 }
 

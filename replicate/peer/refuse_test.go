@@ -91,7 +91,7 @@ func TestRefusals(t *testing.T) {
 		{"clone", "clone", id, nil, Clone, []string{"copy or an old image", "start 1, known is start 9, last at old:1", "move its data directory away"}},
 		{"name", "name", id, nil, NameTaken, []string{"the name name-name belongs to another data directory (node owner, last at owner:1)", "modmirror cluster remove name-name"}},
 		{"other reason", "other", id, nil, Refused, []string{"the catalog says no"}},
-		{"left behind", "x", id, func(_ *Config, h *Hello) { h.Cluster = "before" }, ForeignCluster, []string{"belongs to cluster before", "recovered without it on 2026-03-04, as cluster c1", "move node.json", "--join"}},
+		{"left behind", "x", id, func(_ *Config, h *Hello) { h.Cluster = "before" }, ForeignCluster, []string{"belongs to cluster before", "recovered without it on 2026-03-04, as cluster c1", "cluster reset --keep-blobs", "--join"}},
 		{"foreign cluster", "x", id, func(_ *Config, h *Hello) { h.Cluster = "c2" }, ForeignCluster, []string{"belongs to cluster c2", "to cluster c1", "--join"}},
 		{"fresh", "x", id, func(_ *Config, h *Hello) { h.Cluster = "" }, Fresh, []string{"has no cluster yet"}},
 		{"other node", "x", "wanted", nil, OtherNode, []string{"node wanted was expected at", "(bbbbbbbb)", "modmirror cluster remove"}},
