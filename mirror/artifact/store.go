@@ -147,7 +147,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 // prepare makes the directories. It fsyncs them although they may be there already: the process that made them may have
 // died before it did.
 func (s *Store) prepare() error {
-	for _, name := range []string{blobDir, tmpDir, quarantineDir, trashDir} {
+	for _, name := range []string{blobDir, tmpDir, quarantineDir} {
 		if err := s.root.MkdirAll(name, dirPerm); err != nil {
 			return err
 		}

@@ -61,17 +61,20 @@ func (s *Store) Trash(d Digest, still func() bool) (moved bool, err error) {
 	return true, s.syncBoth(path.Dir(to), path.Dir(from))
 }
 
-// trashShard makes the directory of d in the trash, if it is not there, durably.
+// trashShard makes the directory of d in the trash, if it is not there, durably. The trash itself is made when it is needed first: a
+// store may be one in which nothing is ever collected.
 func (s *Store) trashShard(d Digest) error {
 	dir := path.Dir(trashName(d))
 	if _, err := s.root.Lstat(dir); err == nil {
 		return nil
 	}
-	if err := s.disk.Mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
-		return s.fault("make a directory of the trash", err)
-	}
-	if err := s.disk.SyncDir(trashDir); err != nil {
-		return s.latch("fsync the trash", err)
+	for _, name := range []string{trashDir, dir} {
+		if err := s.disk.Mkdir(name); err != nil && !errors.Is(err, fs.ErrExist) {
+			return s.fault("make a directory of the trash", err)
+		}
+		if err := s.disk.SyncDir(path.Dir(name)); err != nil {
+			return s.latch("fsync the directory of the trash", err)
+		}
 	}
 	return nil
 }
