@@ -293,7 +293,8 @@ func TestAgesOutliveProcesses(t *testing.T) {
 	// Files of which nothing can be made count as none.
 	ref = n.due([]byte("another"))
 	file := filepath.Join(n.dir, leftoverName(ref.Digest[0]))
-	for _, bad := range []string{"", "{", `{"unnamed":{"ab":1}}`, fmt.Sprintf(`{"unnamed":{%q:-1}}`, ref.Digest), `{"trash":{"x":1}}`} {
+	for _, bad := range []string{"", "{", `{"unnamed":{"ab":1}}`, fmt.Sprintf(`{"unnamed":{%q:-1}}`, ref.Digest), `{"trash":{"x":1}}`,
+		fmt.Sprintf(`{"format":2,"unnamed":{%q:%d}}`, ref.Digest, Leftover)} {
 		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -48,6 +48,7 @@ type ages map[artifact.Digest]time.Duration
 
 // leftoverFile is the form of a shard in its file.
 type leftoverFile struct {
+	Format  int                      `json:"format,omitempty"` // absent: 1
 	Unnamed map[string]time.Duration `json:"unnamed"`
 	Trash   map[string]time.Duration `json:"trash"`
 }
@@ -89,6 +90,9 @@ func (l *leftovers) read(shard byte) (unnamed, trash ages, err error) {
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &f)
+	}
+	if err == nil && f.Format > 1 {
+		err = fmt.Errorf("it has format %d, and this version knows format 1", f.Format)
 	}
 	if err == nil {
 		unnamed, err = parseAges(shard, f.Unnamed)
@@ -205,7 +209,7 @@ func (l *leftovers) forget(d artifact.Digest) error {
 // an artifact that cannot be taken.
 func (l *leftovers) save(shard byte) error {
 	s := &l.shards[shard]
-	b, err := json.Marshal(leftoverFile{s.unnamed.strings(), s.trash.strings()})
+	b, err := json.Marshal(leftoverFile{Unnamed: s.unnamed.strings(), Trash: s.trash.strings()})
 	if err != nil {
 		return err
 	}
