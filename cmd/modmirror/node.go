@@ -71,6 +71,7 @@ type outside struct {
 	network  peer.Network                      // between nodes
 	upstream http.RoundTripper                 // to upstreams and checksum databases
 	disk     func(root *os.Root) artifact.Disk // on which the blobs are
+	catalog  func(*replicate.Config)           // changes how the catalog is opened
 }
 
 func newNode(c config, log *slog.Logger) *node {
@@ -210,6 +211,9 @@ func (n *node) openCatalog(ctx context.Context, c replicate.Config) error {
 	defer cancel()
 	c.Dir, c.Log, c.Metrics, c.OnFault, c.OnFork, c.OnListing = n.config.DataDir, n.log, n.metrics, n.onFault, n.keepEvidence, n.relisted
 	n.clusterOptions(&c)
+	if n.outside.catalog != nil {
+		n.outside.catalog(&c)
+	}
 	replica, err := replicate.Open(ctx, c)
 	if errors.Is(err, replicate.ErrLocked) {
 		return fmt.Errorf("--data-dir %s: another modmirror runs on this directory; stop it or choose another directory", n.config.DataDir)

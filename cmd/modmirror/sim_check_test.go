@@ -439,6 +439,21 @@ func (c *simChecker) committed(l *simLife, m module.Version, ref artifact.Ref) {
 	c.violated("I6: %s applies %v with the blob %v, which only %v hold durably, of the voters %q", l.name, m, ref, names, last.all)
 }
 
+// removed checks that no blob is taken away, but for one with wrong bytes, that any catalog names: I7.
+func (c *simChecker) removed(n *simNode, digest artifact.Digest) {
+	c.mu.Lock()
+	named := false
+	for _, ref := range c.parts {
+		named = named || ref.Digest == digest
+	}
+	c.mu.Unlock()
+	if named {
+		c.violated("I7: %s takes away the blob %.12s, which catalogs name", n.name, digest)
+		return
+	}
+	c.count("leftovers removed")
+}
+
 // everywhere checks at the end that every node serves all that anybody was answered with as committed: I1.
 func (c *simChecker) everywhere() {
 	c.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
 
@@ -34,6 +35,7 @@ type sim struct {
 	check  *simChecker
 	token  string // file
 	loss   string // what nodes do without a quorum
+	short  bool   // they keep little of the log
 
 	voters int
 	nodes  []*simNode
@@ -86,6 +88,7 @@ func newSim(seed uint64, dir string, trace *simTrace) (*sim, error) {
 		return nil, err
 	}
 	s.voters = []int{3, 3, 5}[s.rng.IntN(3)]
+	s.short = s.rng.IntN(2) == 0
 	s.loss = []string{lossPassThrough, lossFail}[s.rng.IntN(2)]
 	replicas := 2
 	for i := range s.voters + replicas {
@@ -100,11 +103,18 @@ func newSim(seed uint64, dir string, trace *simTrace) (*sim, error) {
 	return s, os.WriteFile(s.token, []byte(peer.NewToken().String()+"\n"), 0o600)
 }
 
+// shortLog has nodes keep little of the log, so that who was away gets a snapshot of the catalog; in half of the seeds.
+func (s *sim) shortLog(c *replicate.Config) {
+	if s.short {
+		c.TrailingLogs, c.SnapshotThreshold, c.SnapshotInterval = 16, 24, 10*time.Second
+	}
+}
+
 // wipe puts a new disk in. The machine must be down.
 func (n *simNode) wipe() {
 	n.lastID.Store(nil)
 	n.wipes++
-	n.disk = newSimDisk(n.sim.seed + uint64(n.number*1000+n.wipes)<<20)
+	n.disk = newSimDisk(n.sim.seed+uint64(n.number*1000+n.wipes)<<20, func(d artifact.Digest) { n.sim.check.removed(n, d) })
 	n.data = filepath.Join(n.sim.dir, fmt.Sprintf("%s.%d", n.name, n.wipes))
 }
 
@@ -155,7 +165,7 @@ func (n *simNode) start() {
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.n = newNode(c, n.sim.trace.logger(l.name))
 	disk := n.disk
-	l.n.outside = outside{network: l.host, upstream: l.host.transport(), disk: func(root *os.Root) artifact.Disk {
+	l.n.outside = outside{network: l.host, upstream: l.host.transport(), catalog: n.sim.shortLog, disk: func(root *os.Root) artifact.Disk {
 		m := disk.mount(root)
 		l.mount.Store(m)
 		return m

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,9 +32,10 @@ type simDisk struct {
 	changes []nameChange             // of names, in order, that are not durable
 	stored  map[artifact.Digest]bool // blobs whose bytes and names are durable
 
-	full    bool          // there is no space
-	failing error         // the next fsync fails with this, once
-	slow    time.Duration // how long an fsync takes more
+	removed func(artifact.Digest) // told of each blob that is taken away with the right bytes in it; called with mu held
+	full    bool                  // there is no space
+	failing error                 // the next fsync fails with this, once
+	slow    time.Duration         // how long an fsync takes more
 }
 
 // nameChange is a change of a directory.
@@ -42,8 +44,8 @@ type nameChange struct {
 	from, to string // a rename; or only to: a directory that was made
 }
 
-func newSimDisk(seed uint64) *simDisk {
-	return &simDisk{rng: rand.New(rand.NewPCG(seed, 2)), dirty: map[string]bool{}, blobs: map[string]bool{}, stored: map[artifact.Digest]bool{}}
+func newSimDisk(seed uint64, removed func(artifact.Digest)) *simDisk {
+	return &simDisk{removed: removed, rng: rand.New(rand.NewPCG(seed, 2)), dirty: map[string]bool{}, blobs: map[string]bool{}, stored: map[artifact.Digest]bool{}}
 }
 
 // holds reports whether the blob would survive a power cut.
@@ -74,7 +76,7 @@ func (d *simDisk) failOnce(err error) {
 
 // mount returns the disk for one life of the node, which has its files below root.
 func (d *simDisk) mount(root *os.Root) *simMount {
-	return &simMount{Disk: artifact.NewDisk(root), d: d}
+	return &simMount{Disk: artifact.NewDisk(root), root: root, d: d}
 }
 
 const simBlobs = "blobs/sha256"
@@ -158,6 +160,7 @@ func (d *simDisk) rot(dir string) (digest artifact.Digest, ok bool, err error) {
 // simMount is a disk in one life of a node.
 type simMount struct {
 	artifact.Disk
+	root *os.Root
 	d    *simDisk
 	dead bool // guarded by d.mu
 }
@@ -200,6 +203,7 @@ func (m *simMount) Create(name string) (f artifact.File, err error) {
 
 func (m *simMount) Rename(from, to string) error {
 	return m.do(false, func() error {
+		m.leaves(from)
 		if err := m.Disk.Rename(from, to); err != nil {
 			return err
 		}
@@ -220,6 +224,7 @@ func (m *simMount) Rename(from, to string) error {
 
 func (m *simMount) Remove(name string) error {
 	return m.do(false, func() error {
+		m.leaves(name)
 		if err := m.Disk.Remove(name); err != nil {
 			return err
 		}
@@ -278,6 +283,17 @@ func (m *simMount) note() {
 		if digest, ok := blobNamed(name); ok && !m.d.dirty[name] && !lost(name) && !lost(path.Dir(name)) {
 			m.d.stored[digest] = true
 		}
+	}
+}
+
+// leaves tells of a blob that is about to go, if it is intact. The caller holds mu.
+func (m *simMount) leaves(name string) {
+	digest, ok := blobNamed(name)
+	if !ok {
+		return
+	}
+	if b, err := fs.ReadFile(m.root.FS(), name); err == nil && sha256.Sum256(b) == digest {
+		m.d.removed(digest)
 	}
 }
 

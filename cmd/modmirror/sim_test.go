@@ -33,9 +33,9 @@ import (
 // I1 what was answered as committed is served by every node in the end. I2 nodes with equally many leaves have the same root,
 // and all committed answers for an artifact are the same bytes. I3 no part of a manifest ever changes. I4 the newest tree head
 // of a node never shrinks, and all committed heads are of one history. I5 each 200 has bytes that the checksum database vouches
-// for. I6 when a blob is committed, a majority of the voters has it durably. I8 once all is healed, the cluster is whole in
-// three minutes. I9 there is one cluster. I11 what is not committed has no ETag. The answers for each artifact are the history
-// of a register that is written once, for porcupine.
+// for. I6 when a blob is committed, a majority of the voters has it durably. I7 no blob with the right bytes is taken away that
+// any catalog names. I8 once all is healed, the cluster is whole in three minutes. I9 there is one cluster. I11 what is not
+// committed has no ETag. The answers for each artifact are the history of a register that is written once, for porcupine.
 //
 // What is not simulated: bbolt, whose files are on the real disk, where a crash leaves them as they are between two
 // transactions; the files of tiles, of what waits for a quorum, and node.json, likewise; the kernel; the port of the clients,
@@ -110,7 +110,7 @@ func (s *sim) run() {
 		panic(err)
 	}
 	s.check.verifier = v
-	s.trace.add("sim", "seed %d: %d voters and %d replicas, without a quorum: %s", s.seed, s.voters, len(s.nodes)-s.voters, s.loss)
+	s.trace.add("sim", "seed %d: %d voters and %d replicas, without a quorum: %s, short log: %v", s.seed, s.voters, len(s.nodes)-s.voters, s.loss, s.short)
 	s.addModules()
 	for _, n := range s.nodes {
 		n.start()
