@@ -43,6 +43,7 @@ type simChecker struct {
 	voterSet []votersAt               // as seen by anybody, in order
 	calls    []porcupine.Operation
 	counts   map[string]int
+	lacking  []string // blobs that nodes lack in the end
 }
 
 // votersAt is a configuration, and when a node believed in it last.
@@ -468,6 +469,7 @@ func (c *simChecker) everywhere() {
 			c.violated("I8: %s does not serve at the end", n.name)
 			continue
 		}
+		c.holdsAll(n)
 		for k, d := range won {
 			called := time.Now()
 			a, ok := l.ask(k.path())
@@ -480,6 +482,24 @@ func (c *simChecker) everywhere() {
 			}
 		}
 		c.lists(l, won)
+	}
+	if len(c.lacking) > 0 {
+		c.violated("I8: %s", strings.Join(c.lacking, "; "))
+	}
+}
+
+// holdsAll checks that a node which says that it holds every blob does so, durably: what it lacks it would pull for whoever asks,
+// as long as another one has it.
+func (c *simChecker) holdsAll(n *simNode) {
+	if n == c.sim.rotten { // it finds out when it reads
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, ref := range c.parts {
+		if (k.Kind == artifact.Zip || ref.Size > artifact.MaxInline) && !n.disk.holds(ref.Digest) {
+			c.lacking = append(c.lacking, fmt.Sprintf("%s says that it holds every blob, and lacks that of %v", n.name, k))
+		}
 	}
 }
 

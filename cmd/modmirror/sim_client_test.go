@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -39,14 +40,30 @@ func (s *sim) client(number int, stop chan struct{}) {
 			s.lookup(number, l, m)
 		case what < 3:
 			s.list(number, l, m)
+		case what < 4:
+			s.crowd(number, simKey{all[max(0, len(all)-1-rng.IntN(3))], artifact.Zip})
 		default:
-			k := simKey{m, []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip}[what%3]}
-			called := time.Now()
-			if a, ok := l.ask(k.path()); ok {
-				s.check.artifactAnswer(number, l, k, a, called)
-			}
+			s.get(number, l, simKey{m, []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip}[what%3]})
 		}
 	}
+}
+
+func (s *sim) get(number int, l *simLife, k simKey) {
+	called := time.Now()
+	if a, ok := l.ask(k.path()); ok {
+		s.check.artifactAnswer(number, l, k, a, called)
+	}
+}
+
+// crowd asks all nodes for the same at once. If they do not reach each other, each brings it in for itself.
+func (s *sim) crowd(number int, k simKey) {
+	var all sync.WaitGroup
+	for i, n := range s.nodes {
+		if l := n.serving(); l != nil {
+			all.Go(func() { s.get(10*number+i, l, k) })
+		}
+	}
+	all.Wait()
 }
 
 func (s *sim) lookup(number int, l *simLife, m module.Version) {

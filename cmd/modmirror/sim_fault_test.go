@@ -391,8 +391,13 @@ func (s *sim) settle() {
 		}
 		n.start()
 	}
+	s.awaitWhole(simSettle)
+}
+
+// awaitWhole does what an operator would do until the cluster is whole, at most for so long.
+func (s *sim) awaitWhole(patience time.Duration) {
 	begin, why := time.Now(), ""
-	for ; time.Since(begin) < simSettle && !s.broken(); s.sleep(time.Second) {
+	for ; time.Since(begin) < patience && !s.broken(); s.sleep(time.Second) {
 		s.removeGone(time.Second)
 		s.operate()
 		if why = s.lacks(); why == "" {
@@ -401,7 +406,7 @@ func (s *sim) settle() {
 		}
 	}
 	if !s.broken() {
-		s.check.violated("I8: %v after everything was healed: %s", simSettle, why)
+		s.check.violated("I8: %v after everything was healed: %s", patience, why)
 	}
 }
 

@@ -127,6 +127,9 @@ func (s *sim) run() {
 	close(stop)
 	s.clients.Wait()
 	if !s.broken() {
+		s.awaitWhole(simSettle) // also with what was asked last
+	}
+	if !s.broken() {
 		s.check.tick()
 		s.check.everywhere()
 		s.check.linear()
