@@ -57,7 +57,7 @@ check:
 unit:
 	go test -race -timeout 20m ./...
 
-# Without -race, which makes it ten times slower; unit runs a few seeds with it.
+# Without -race, which makes it ten times slower; unit runs one seed with it.
 sim:
 	go test -count=1 -timeout 12h -run '^TestSimulation$$' ./cmd/modmirror -sim.first $(FIRST) -sim.seeds $(SEEDS)
 
