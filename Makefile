@@ -12,6 +12,7 @@
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
 # make bench-cluster  the same for three nodes on loopback, against a single one; BENCH=loss measures one part, see benchcluster_test.go
 # make bench-backup   backup and restore, against cp -r of the same files
+# make bench-scrub    how long a client waits for a blob that has rotted, how fast a scrub is, and what it costs at rest
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -26,7 +27,7 @@ FIRST = $(or $(SEED),1)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants soak real bench bench-cluster bench-backup clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants soak real bench bench-cluster bench-backup bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -104,6 +105,9 @@ bench-cluster: build
 
 bench-backup: build
 	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBenchBackup$$' ./cmd/modmirror
+
+bench-scrub:
+	go test -tags bench -count=1 -v -timeout 20m -run '^TestBenchScrub$$' ./cmd/modmirror
 
 clean:
 	rm -rf bin

@@ -16,14 +16,14 @@ import (
 // their directory and waiting for the disk.
 func (b *bench) clusterRefill(t *testing.T) {
 	s := b.stockedCluster(t, "refill")
-	want, err := filesBelow(blobsOf(s.nodes[0]))
+	want, err := filesBelow(blobFilesOf(s.nodes[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mb := float64(want.bytes) / 1e6
 	var copied, refilled samples
 	for round := range b.coldRounds() {
-		copied = append(copied, mb/b.copyOnce(t, blobsOf(s.nodes[0]), fmt.Sprint("copy-", round)).Seconds())
+		copied = append(copied, mb/b.copyOnce(t, blobFilesOf(s.nodes[0]), fmt.Sprint("copy-", round)).Seconds())
 		refilled = append(refilled, mb/b.refillOnce(t, s, want).Seconds())
 	}
 	b.add(row{fmt.Sprintf("a new node receives %.0f MB in %d blobs, MB/s (compared with cp and sync -f)", mb, want.files), copied, refilled, ratioAtLeast(0.5)})
@@ -37,7 +37,7 @@ func (b *bench) refillOnce(t *testing.T, s *clusterSite, want tally) time.Durati
 	begin := time.Now()
 	s.launch(n)
 	for {
-		have, _ := filesBelow(blobsOf(n)) // it may not be there yet, and files in it come and go
+		have, _ := filesBelow(blobFilesOf(n)) // it may not be there yet, and files in it come and go
 		if have == want {
 			break
 		}
@@ -75,7 +75,7 @@ func (b *bench) copyOnce(t *testing.T, from, name string) time.Duration {
 	return time.Since(begin)
 }
 
-func blobsOf(n *clusterNode) string { return filepath.Join(n.dir, "blobs") }
+func blobFilesOf(n *clusterNode) string { return filepath.Join(n.dir, "blobs") }
 
 // tally is how much there is in a directory.
 type tally struct {
