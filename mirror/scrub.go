@@ -53,7 +53,7 @@ type scrubber struct {
 	doing  artifact.Digest
 	since  time.Time // when it began; zero: nothing
 	stuck  bool      // it takes longer than it can
-	broken error     // why the last part did not end
+	late   map[string]late
 	strays int64
 }
 
@@ -64,7 +64,7 @@ const (
 	scrubPiece = 1 << 20
 	scrubYield = 100 * time.Millisecond
 	scrubSave  = 30 * time.Second
-	scrubRetry = time.Minute      // after a part that could not be looked at
+	scrubRetry = 10 * time.Minute // after a part that could not be looked at
 	scrubStuck = time.Minute      // for one blob, beyond what the limit allows: the disk does not answer
 	scrubNap   = 10 * time.Minute // the longest wait without a look at the speed
 	scrubSeek  = 64 << 10         // bytes that opening a file counts like
@@ -87,11 +87,10 @@ func (m *Mirror) Scrub(ctx context.Context) error {
 	for ctx.Err() == nil {
 		part, wait := s.next(time.Now())
 		if wait <= 0 {
-			if err := s.look(ctx, part); err == nil || ctx.Err() != nil {
-				continue
-			} else if wait = scrubRetry; s.failed(err) {
-				m.log.Warn("the scrub cannot go on for now", "part", part, "err", err)
+			if err := s.look(ctx, part); err != nil && ctx.Err() == nil && s.putOff(part, err, time.Now()) {
+				m.log.Warn("the scrub cannot look at all of a part; it goes on with the others, and tries again", "part", part, "retry", scrubRetry, "err", err)
 			}
+			continue
 		}
 		s.save(false)
 		s.sleep(ctx, wait)
@@ -109,17 +108,24 @@ func newScrubber(m *Mirror) *scrubber {
 	for _, c := range m.config.ScrubChecks {
 		s.parts = append(s.parts, c.Name)
 	}
-	s.state.Parts = map[string]scrubPart{}
+	s.state.Parts, s.late = map[string]scrubPart{}, map[string]late{}
 	return s
 }
 
-// failed notes why a part did not end, and reports whether that is new.
-func (s *scrubber) failed(err error) bool {
+// late is a part that could not be looked at, and why.
+type late struct {
+	until time.Time // not to be looked at before
+	err   error
+}
+
+// putOff lets the other parts go first, because of err, and reports whether that is new.
+func (s *scrubber) putOff(part string, err error, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was := s.broken
-	s.broken = err
-	return was == nil || was.Error() != err.Error()
+	was, known := s.late[part]
+	s.late[part] = late{now.Add(scrubRetry), err}
+	s.state.Part, s.state.After, s.state.Since = "", "", time.Time{}
+	return !known || was.err.Error() != err.Error()
 }
 
 // sleep waits for d, or until something is asked for.
@@ -167,7 +173,8 @@ func (s *scrubber) number(part string) int {
 	return -1
 }
 
-// shard reads the blobs of one directory whose names are behind after.
+// shard reads the blobs of one directory whose names are behind after. One that cannot be told how it is does not keep it from the
+// others.
 func (s *scrubber) shard(ctx context.Context, i byte, after string) (done scrubPart, err error) {
 	var rest []artifact.Ref
 	for ref, err := range s.m.config.Store.Shard(i) {
@@ -185,9 +192,12 @@ func (s *scrubber) shard(ctx context.Context, i byte, after string) (done scrubP
 		}
 	}
 	s.plan(s.parts[i], done)
+	var bad error
 	for _, ref := range rest {
-		if err := s.blob(ctx, ref); err != nil {
-			return done, err
+		if err := s.blob(ctx, ref); ctx.Err() != nil {
+			return done, context.Cause(ctx)
+		} else if err != nil {
+			bad = err
 		}
 		s.passed(ref)
 		s.m.reached("scrub " + ref.Digest.String())
@@ -196,7 +206,7 @@ func (s *scrubber) shard(ctx context.Context, i byte, after string) (done scrubP
 			return done, err
 		}
 	}
-	return done, nil
+	return done, bad
 }
 
 // blob reads one blob. An error means that it could not be told how it is.

@@ -135,7 +135,6 @@ func (s *scrubber) passed(ref artifact.Ref) {
 	s.blobs++
 	s.bytes += ref.Size
 	s.state.After = ref.Digest.String()
-	s.broken = nil
 }
 
 func (s *scrubber) reached(after string) {
@@ -152,7 +151,7 @@ func (s *scrubber) end(part string, p scrubPart) {
 	p.Checked = st.Since
 	st.Parts[part] = p
 	st.Part, st.After, st.Since = "", "", time.Time{}
-	s.broken = nil
+	delete(s.late, part)
 	for _, name := range s.parts {
 		if st.Parts[name].Checked.Before(st.Round) {
 			return
@@ -167,31 +166,38 @@ func (s *scrubber) end(part string, p scrubPart) {
 }
 
 // next returns the part to be looked at next, and how long to wait before: the one that is under way, or the one that was looked
-// at longest ago.
+// at longest ago, of those that are not put off.
 func (s *scrubber) next(now time.Time) (part string, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &s.state
-	every := s.m.config.ScrubEvery
-	if st.Part != "" && (st.Asked || every > 0) && !(st.Asked && st.Since.Before(st.Round)) {
+	st, every := &s.state, s.m.config.ScrubEvery
+	if !st.Asked && every <= 0 {
+		return "", time.Hour
+	}
+	if st.Part != "" && !(st.Asked && st.Since.Before(st.Round)) {
 		return st.Part, 0
 	}
-	part = s.parts[len(s.parts)-1] // of those that are equal the last: what is quick comes first
-	for _, name := range slices.Backward(s.parts) {
-		if st.Parts[name].Checked.Before(st.Parts[part].Checked) {
+	wait = time.Hour
+	for _, name := range slices.Backward(s.parts) { // of those that are equal the last: what is quick comes first
+		if left := s.late[name].until.Sub(now); left > 0 {
+			wait = min(wait, left)
+		} else if part == "" || st.Parts[name].Checked.Before(st.Parts[part].Checked) {
 			part = name
 		}
 	}
+	if part == "" {
+		return "", wait
+	}
 	switch oldest := st.Parts[part].Checked; {
+	case st.Asked && !oldest.Before(st.Round): // the rest is put off
+		return "", wait
 	case st.Asked:
-		if st.Part != "" && st.Part == part {
+		if st.Part == part {
 			st.Part, st.After, st.Since = "", "", time.Time{} // it is begun anew
 		}
 		return part, 0
-	case every <= 0:
-		return "", time.Hour
 	case !oldest.IsZero() && now.Sub(oldest) < every/2: // there is little to read, and it was read soon
-		return "", every/2 - now.Sub(oldest)
+		return "", min(wait, every/2-now.Sub(oldest))
 	}
 	if st.Round.IsZero() {
 		st.Round = now
@@ -275,7 +281,7 @@ func (s *scrubber) typical() (p scrubPart) {
 		}
 	}
 	if n > 0 {
-		p.Blobs, p.Bytes = (p.Blobs+n-1)/n, (p.Bytes+n-1)/n
+		p.Blobs, p.Bytes = (2*p.Blobs+n)/(2*n), (p.Bytes+n-1)/n
 	}
 	return p
 }
@@ -326,7 +332,7 @@ type ScrubStatus struct {
 	Late    bool          `json:"late"`             // the limit is too low, or the mirror was off too long, for the period
 	Strays  int64         `json:"strays"`           // files in the store that are no blobs, since the start
 	Stuck   time.Time     `json:"stuck,omitzero"`   // since when the disk does not answer
-	Broken  string        `json:"broken,omitempty"` // why the scrub cannot go on for now
+	Broken  string        `json:"broken,omitempty"` // a part that the scrub cannot look at for now, and why
 	Health  Health        `json:"health"`
 }
 
@@ -346,8 +352,10 @@ func (s *scrubber) status(now time.Time) ScrubStatus {
 	if st.Asked {
 		out.Asked = st.Round
 	}
-	if s.broken != nil {
-		out.Broken = artifact.Truncate(s.broken.Error(), maxWhy)
+	for _, name := range s.parts {
+		if l, ok := s.late[name]; ok && out.Broken == "" {
+			out.Broken = artifact.Truncate(fmt.Sprintf("%s: %v", name, l.err), maxWhy)
+		}
 	}
 	if s.stuck {
 		out.Stuck = s.since

@@ -158,6 +158,8 @@ func (c *control) watchScrub(ctx context.Context, w io.Writer, asked time.Time) 
 			if st.Health.Untried == 0 || time.Since(ended) > scrubHeal {
 				return st, nil
 			}
+		case st.Asked.Equal(asked) && st.Part == "" && st.Broken != "":
+			return st, fmt.Errorf("everything else is read; the node tries again: %s", st.Broken)
 		case !st.Asked.Equal(asked):
 			return st, errors.New("somebody ended the scrub; what was read counts, and the rest is read in its time")
 		}
@@ -196,7 +198,7 @@ func scrubLine(st mirror.ScrubStatus) string {
 		s += "; THE DISK DOES NOT ANSWER since " + st.Stuck.Local().Format(time.DateTime)
 	}
 	if st.Broken != "" {
-		s += "; cannot go on for now: " + st.Broken
+		s += "; cannot look for now at " + st.Broken
 	}
 	return s
 }
