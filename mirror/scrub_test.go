@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -778,8 +779,12 @@ func TestLateIsNotLost(t *testing.T) {
 	n := c.nodes[2]
 	defer n.scrubbing()()
 	c.set(func() { c.down[2] = true }) // it gets no copies
+	c.set(func() { c.tamper = func(int, io.Reader) io.Reader { return iotest.ErrReader(artifact.ErrUnavailable) } })
+	c.fill(12)
+	n.until(func(p Progress) bool { return p.Missing == 12 })
+	n.scrubAll() // nothing can be pulled
+	c.set(func() { c.tamper = nil })
 	for range 3 {
-		c.fill(12)
 		for i := range 12 {
 			n.want(fmt.Sprintf("/example.com/m%d/@v/v1.0.0.zip", i), 200, "PK")
 		}
