@@ -790,6 +790,23 @@ func TestLateIsNotLost(t *testing.T) {
 		}
 		n.scrubAll()
 	}
+	// Which of the two a blob that is missing is follows from its place, and how far this node had looked.
+	seq, err := n.Place(t.Context(), helloV)
+	if err == nil {
+		t.Fatal("hello is published")
+	}
+	mv := module.Version{Path: "example.com/m7", Version: "v1.0.0"}
+	if seq, err = n.Place(t.Context(), mv); err != nil {
+		t.Fatal(err)
+	}
+	for before, want := range map[int64]bool{0: false, seq: false, seq + 1: true} {
+		if got := n.wasHere(t.Context(), mv, artifact.Digest{}, before); got != want {
+			t.Errorf("missing at place %d, looked at before %d: lost is %v", seq, before, got)
+		}
+	}
+	if n.wasHere(t.Context(), helloV, artifact.Digest{}, 1e6) {
+		t.Error("what is not published counts as lost")
+	}
 	if bad := n.metric("bad_blobs_total"); bad != 0 {
 		t.Errorf("%v blobs count as damaged\n%s", bad, n.logs)
 	}
