@@ -23,12 +23,9 @@ import (
 // And whatever the way to an entry is, the catalog is the same there, byte for byte: entry by entry, in batches cut
 // anywhere, with entries that come twice, with a process that ends while it writes, from a snapshot at any point.
 func TestStateMachine(t *testing.T) {
-	w := newWorld(t)
-	sync := fsync
-	fsync = func(*os.File) error { return nil } // this is about what is computed
-	t.Cleanup(func() { fsync = sync })
+	w, dir := newWorld(t), inMemory(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		r := &run{t: t, rt: rt, model: newModel(w)}
+		r := &run{t: t, rt: rt, dir: dir, model: newModel(w)}
 		r.straight, r.crooked = r.machine(), r.machine()
 		r.dumps = []string{dump(t, r.straight.catalog)}
 		r.enter([]step{{"trust left", trustCommand{w.dbs[left].Key}, func(m *model) verdict { return m.trust(w.dbs[left].Name, w.dbs[left].Key) }}})
@@ -62,6 +59,7 @@ func TestStateMachine(t *testing.T) {
 type run struct {
 	t                 *testing.T
 	rt                *rapid.T
+	dir               string
 	model             *model
 	straight, crooked *machine
 	steps             [][]step
@@ -73,14 +71,33 @@ type run struct {
 
 // machine returns one that is closed when the run is over, not only when the test is.
 func (r *run) machine() *machine {
-	path := filepath.Join(r.t.TempDir(), "catalog.db")
+	dir, err := os.MkdirTemp(r.dir, "")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	path := filepath.Join(dir, "catalog.db")
 	if err := createCatalog(path); err != nil {
 		r.t.Fatal(err)
 	}
 	m := &machine{tb: r.t}
 	m.open(path)
-	r.rt.Cleanup(func() { m.catalog.close() })
+	r.rt.Cleanup(func() {
+		m.catalog.close()
+		os.RemoveAll(dir)
+	})
 	return m
+}
+
+// inMemory returns a directory in memory where the system has such a place: what is tested on it is what is computed, and the
+// fsyncs of a disk would be most of the time.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "modmirror-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // at returns the index of the last entry that is in the catalog, as raft is told when a node starts.

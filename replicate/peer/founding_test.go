@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -235,10 +236,14 @@ func (f *founding) check(rt *rapid.T) {
 // However calls are delayed, lost and repeated, and whoever starts again at any time: nodes that expect a majority found one
 // cluster or none, and only when each of its founders has promised that, and nothing else.
 func TestFoundingRule(t *testing.T) {
+	all := inMemory(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		f := &founding{t: t, expect: 3}
 		f.nodes = make([]*foundingNode, rapid.IntRange(3, 5).Draw(rt, "nodes"))
-		dir := t.TempDir()
+		dir, err := os.MkdirTemp(all, "")
+		if err != nil {
+			t.Fatal(err)
+		}
 		for i := range f.nodes {
 			f.nodes[i] = f.open(filepath.Join(dir, fmt.Sprint(i)), fmt.Sprint(i))
 		}
@@ -248,4 +253,16 @@ func TestFoundingRule(t *testing.T) {
 			})
 		}
 	})
+}
+
+// inMemory returns a directory in memory where the system has such a place: what is tested on it is what is computed, and the
+// fsyncs of a disk would be most of the time.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "modmirror-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
