@@ -153,12 +153,15 @@ func (f *flights) leave() {
 	f.running.Done()
 }
 
-// lingering is how long close waits for work that was cancelled: what hangs in the disk may never end.
-const lingering = 30 * time.Second
+// How long close waits for work that was cancelled: what hangs in the disk may never end.
+const (
+	lingering     = 30 * time.Second
+	lingeringHung = 2 * time.Second // once the disk is known to have failed
+)
 
-// close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for a while.
+// close lets no new work begin and waits for what is under way. When ctx ends it is cancelled, and waited for so long.
 // What came of work that ended in time may still be on its way to its passengers when close returns.
-func (f *flights) close(ctx context.Context) error {
+func (f *flights) close(ctx context.Context, linger time.Duration) error {
 	f.mu.Lock()
 	f.closed = true
 	f.mu.Unlock()
@@ -177,8 +180,8 @@ func (f *flights) close(ctx context.Context) error {
 	f.stop()
 	select {
 	case <-done:
-	case <-time.After(lingering):
-		err = fmt.Errorf("some work has not ended %v after it was cancelled: the disk hangs", lingering)
+	case <-time.After(linger):
+		err = fmt.Errorf("some work has not ended %v after it was cancelled: the disk hangs", linger)
 	}
 	return err
 }

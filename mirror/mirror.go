@@ -303,7 +303,11 @@ func (m *Mirror) Draining() bool { return m.draining.Load() }
 func (m *Mirror) Close(ctx context.Context) error {
 	m.Drain()
 	m.ahead.stop()
-	err := m.flights.close(ctx)
+	linger := lingering
+	if m.config.Store.Err() != nil {
+		linger = lingeringHung
+	}
+	err := m.flights.close(ctx, linger)
 	m.ahead.wait()
 	m.pending.close()
 	m.leftovers.close()

@@ -174,3 +174,27 @@ func TestNobodyWaitsForADeadDisk(t *testing.T) {
 		t.Errorf("Bring of something else = %v", err)
 	}
 }
+
+// A mirror whose work hangs in the disk can be closed all the same.
+func TestCloseWhileTheDiskHangs(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	gate, hangs := make(chan struct{}), make(chan struct{}, 1)
+	t.Cleanup(func() { close(gate) }) // before the mirror of the test is closed again
+	c.set(func() { c.before = func(int, artifact.Publication) { hangs <- struct{}{}; <-gate } })
+	go n.get(zipPath)
+	<-hangs
+	n.store.Fault("fsync", syscall.EIO)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- n.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if err == nil || !strings.Contains(err.Error(), "the disk hangs") {
+			t.Errorf("Close = %v", err)
+		}
+	case <-time.After(lingering / 2):
+		t.Error("Close waits for what hangs")
+	}
+}

@@ -10,7 +10,7 @@ import (
 const (
 	handOverWait = 10 * time.Second // for the leadership to be handed over
 	hungWait     = 5 * time.Second  // for the parts that work
-	closeWait    = 40 * time.Second // for the parts to close; the catalog itself gives up after 30 s
+	closeWait    = 10 * time.Second // for the parts to close: what a process that dies leaves behind is whole
 )
 
 // onFault is called once, when the disk lets any part down: each part tells the catalog, and the catalog this, which tells all
