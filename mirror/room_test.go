@@ -64,10 +64,14 @@ func TestNoRoomForPeers(t *testing.T) {
 	var r rooms
 	c := newCluster(t, 1, r.of(0))
 	n, man, zip := c.nodes[0], c.manifestOf(helloV), c.up.Artifact(helloV, artifact.Zip)
-	err := n.Admit(t.Context(), man, artifact.Zip, artifact.RefOf(zip), iotest.ErrReader(errors.New("read")), "node9")
-	if !errors.Is(err, artifact.ErrNoSpace) {
-		t.Errorf("Admit = %v", err)
+	for _, free := range []int64{0, int64(len(zip)) - 1} {
+		r.free[0].Store(free)
+		err := n.Admit(t.Context(), man, artifact.Zip, artifact.RefOf(zip), iotest.ErrReader(errors.New("read")), "node9")
+		if !errors.Is(err, artifact.ErrNoSpace) {
+			t.Errorf("Admit with %d bytes free = %v", free, err)
+		}
 	}
+	r.free[0].Store(0)
 	if _, err := n.Bring(t.Context(), helloV, artifact.Zip); !errors.Is(travel(err), artifact.ErrNoSpace) {
 		t.Errorf("Bring = %v", err)
 	}
@@ -182,7 +186,7 @@ func TestCloseWhileTheDiskHangs(t *testing.T) {
 	gate, hangs := make(chan struct{}), make(chan struct{}, 1)
 	t.Cleanup(func() { close(gate) }) // before the mirror of the test is closed again
 	c.set(func() { c.before = func(int, artifact.Publication) { hangs <- struct{}{}; <-gate } })
-	go n.get(zipPath)
+	go func() { _, _ = n.Bring(context.WithoutCancel(t.Context()), helloV, artifact.Zip) }()
 	<-hangs
 	n.store.Fault("fsync", syscall.EIO)
 	ctx, cancel := context.WithCancel(t.Context())

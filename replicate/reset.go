@@ -37,7 +37,7 @@ func Reset(dir string, force bool, others ...string) (aside string, err error) {
 	if err := resettable(dir, force); err != nil {
 		return "", err
 	}
-	names, err := present(dir, append([]string{"node.json", "formed.json"}, append(others, "raft", "catalog.db")...))
+	names, err := present(dir, resetOrder(others...))
 	if err != nil {
 		return "", err
 	}
@@ -51,6 +51,11 @@ func Reset(dir string, force bool, others ...string) (aside string, err error) {
 		}
 	}
 	return aside, nil
+}
+
+// resetOrder returns what is moved, in this order.
+func resetOrder(others ...string) []string {
+	return append([]string{"node.json", "formed.json"}, append(others, "raft", "catalog.db")...)
 }
 
 // resettable says why there is nothing to be reset in dir, or why it must not be.

@@ -76,7 +76,7 @@ func TestResetInterrupted(t *testing.T) {
 		if err := writeFile(filepath.Join(dir, "formed.json"), nil); err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"node.json", "formed.json", "raft", "catalog.db"} { // as if it had died before it moved at
+		for _, name := range resetOrder() { // as if it had died before it moved at
 			if name == at {
 				break
 			}
