@@ -791,12 +791,12 @@ func TestLateIsNotLost(t *testing.T) {
 		n.scrubAll()
 	}
 	// Which of the two a blob that is missing is follows from its place, and how far this node had looked.
-	seq, err := n.Place(t.Context(), helloV)
-	if err == nil {
+	if _, err := n.Place(t.Context(), helloV); err == nil {
 		t.Fatal("hello is published")
 	}
 	mv := module.Version{Path: "example.com/m7", Version: "v1.0.0"}
-	if seq, err = n.Place(t.Context(), mv); err != nil {
+	seq, err := n.Place(t.Context(), mv)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for before, want := range map[int64]bool{0: false, seq: false, seq + 1: true} {
