@@ -320,8 +320,14 @@ type answerWriter struct {
 func (w *answerWriter) Header() http.Header { return w.header }
 
 func (w *answerWriter) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status, w.sent = status, w.header.Clone()
+	if w.status != 0 {
+		return
+	}
+	w.status, w.sent = status, http.Header{}
+	for k, values := range w.header { // a client does not see how a name was spelled
+		for _, v := range values {
+			w.sent.Add(k, v)
+		}
 	}
 }
 
