@@ -245,10 +245,9 @@ func (m *simMount) Mkdir(name string) error {
 	})
 }
 
-// SyncDir takes its time only where nobody holds a lock that others wait for: for the directories of blobs.
 func (m *simMount) SyncDir(name string) error {
-	if strings.HasPrefix(name, simBlobs+"/") {
-		time.Sleep(m.takes())
+	if strings.HasPrefix(name, simBlobs+"/") { // the others are fsynced under the lock of a shard
+		m.delay()
 	}
 	return m.do(false, func() error {
 		if err := m.fail(); err != nil {
@@ -258,6 +257,14 @@ func (m *simMount) SyncDir(name string) error {
 		m.note()
 		return nil
 	})
+}
+
+// delay is how long an fsync takes. It is none where the caller holds a mutex, for which others may wait: synctest cannot tell
+// that they wait, and time would stand still.
+func (m *simMount) delay() {
+	if !calledBy("artifact.(*shelf).", "artifact.(*damagedShelf).", "artifact.(*Store).syncBoth") {
+		time.Sleep(m.takes())
+	}
 }
 
 // takes returns how long an fsync takes.
@@ -330,11 +337,8 @@ func (f *simFile) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Sync takes its time unless the quarantine calls it, which others wait for at a mutex: synctest cannot tell that they wait.
 func (f *simFile) Sync() error {
-	if !calledBy("artifact.(*shelf).") {
-		time.Sleep(f.m.takes())
-	}
+	f.m.delay()
 	return f.m.do(false, func() error {
 		if err := f.m.fail(); err != nil {
 			return err
@@ -344,13 +348,13 @@ func (f *simFile) Sync() error {
 	})
 }
 
-// calledBy reports whether a function whose name has part in it is on the stack.
-func calledBy(part string) bool {
-	pcs := make([]uintptr, 16)
+// calledBy reports whether a function whose name has any of the parts in it is on the stack.
+func calledBy(parts ...string) bool {
+	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 	for {
 		f, more := frames.Next()
-		if strings.Contains(f.Function, part) {
+		if slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(f.Function, part) }) {
 			return true
 		}
 		if !more {
