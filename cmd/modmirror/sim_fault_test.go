@@ -44,7 +44,7 @@ var simFaults = []simFault{
 	{2, (*sim).blackout},
 	{4, (*sim).restart},
 	{12, (*sim).startSome},
-	{4, (*sim).replace},
+	{2, (*sim).replace},
 	{4, (*sim).diskFull},
 	{3, (*sim).diskSlow},
 	{4, (*sim).diskFails},
@@ -185,7 +185,7 @@ func (s *sim) startSome() {
 // done to a cluster that is whole: one that has lost a disk must not lose another before the first is replaced.
 func (s *sim) replace() {
 	n := s.anyNode()
-	if n.id() == "" || !s.whole() {
+	if s.heal(); n.id() == "" || !s.becomesWhole(40*time.Second) {
 		return
 	}
 	s.tell(n, "loses its disk: node %s is gone for ever", n.id())
@@ -378,6 +378,12 @@ func (n *simNode) lacks(seq int64, root tlog.Hash) string {
 
 // settle ends all faults, does what an operator would do, and waits until the cluster is well again: I8.
 func (s *sim) settle() {
+	s.heal()
+	s.awaitWhole(simSettle)
+}
+
+// heal ends all faults, and starts what is down.
+func (s *sim) heal() {
 	s.trace.add("sim", "everything is healed")
 	s.net.heal()
 	s.source.heal()
@@ -391,7 +397,16 @@ func (s *sim) settle() {
 		}
 		n.start()
 	}
-	s.awaitWhole(simSettle)
+}
+
+// becomesWhole waits until the cluster is whole by itself, and reports whether it is in time.
+func (s *sim) becomesWhole(patience time.Duration) bool {
+	for end := time.Now().Add(patience); time.Now().Before(end) && !s.broken(); s.sleep(time.Second) {
+		if s.whole() {
+			return true
+		}
+	}
+	return false
 }
 
 // awaitWhole does what an operator would do until the cluster is whole, at most for so long.
