@@ -172,6 +172,9 @@ func (m backupManifest) describes(found backupManifest) error {
 	if err := errors.Join(errA, errB); err != nil {
 		return err
 	}
+	if got, want := found.Catalog, m.Catalog; got != want && found.Point == m.Point && found.Blobs == m.Blobs { // of a tar that is known last
+		return fmt.Errorf("%s is damaged: it has %d bytes with the SHA-256 %s, and %s says %d with %s: %w", replicate.CatalogName, got.Bytes, got.SHA256, manifestName, want.Bytes, want.SHA256, artifact.ErrRefused)
+	}
 	if !bytes.Equal(a, b) {
 		return fmt.Errorf("%s is not that of this catalog: it says entry %d, root %d:%s, %d blobs of %d bytes; the catalog has entry %d, root %d:%s, %d blobs of %d bytes: %w", manifestName,
 			m.Point.Index, m.Point.Seq, m.Point.Root, m.Blobs.Files, m.Blobs.Bytes, found.Point.Index, found.Point.Seq, found.Point.Root, found.Blobs.Files, found.Blobs.Bytes, artifact.ErrRefused)
