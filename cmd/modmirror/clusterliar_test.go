@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
+	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
 
@@ -33,7 +34,7 @@ func (s *clusterSite) newLiar(n *clusterNode) *liar {
 	}
 	v := s.view(n)
 	self := func() peer.Hello {
-		return peer.Hello{Cluster: v.Cluster, Node: "LIAR", Name: "liar", Boot: "B", Starts: 1, Role: roleReplica, Version: "v0"}
+		return peer.Hello{Cluster: v.Cluster, Node: "LIAR", Name: "liar", Boot: "B", Starts: 1, Role: roleReplica, Version: "v0", Level: replicate.NewestLevel}
 	}
 	l := &liar{asked: make(map[string]chan struct{})}
 	l.link, err = peer.Listen(peer.Config{Listen: "localhost:0", Credentials: peer.FromToken(token, "LIAR"), Self: self})
