@@ -65,11 +65,11 @@ sim:
 # Without the race detector, which makes processes so slow that they lose each other without any fault.
 faults:
 	go test -tags faults -count=1 ./mirror/artifact/fault
-	CHAOS=45s go test -tags faults -count=1 -parallel 3 -timeout 15m -run '^Test(KillAtEachPoint|ErrorAtEachPoint|SplitThreeTwo|Chaos)$$' ./cmd/modmirror
+	CHAOS=45s go test -tags faults -count=1 -parallel 3 -timeout 15m -run '^Test(KillAtEachPoint|ErrorAtEachPoint|HangingDiskOfLeader|SplitThreeTwo|Chaos)$$' ./cmd/modmirror
 
 chaos:
 	CHAOS=$(CHAOS) CHAOS_SEED=$(CHAOS_SEED) go test -tags faults -count=1 -parallel 3 -v -timeout 24h \
-		-run '^Test(KillAtEachPoint|ErrorAtEachPoint|SplitThreeTwo|MinorityAlone|OneWayPartition|LossyNetwork|Chaos)$$' ./cmd/modmirror
+		-run '^Test(KillAtEachPoint|ErrorAtEachPoint|HangingDiskOfLeader|SplitThreeTwo|MinorityAlone|OneWayPartition|LossyNetwork|Chaos)$$' ./cmd/modmirror
 
 # To make an input shorter takes a minute by default, in which nothing else is tried: all of the time, of targets whose
 # coverage differs from run to run.

@@ -1,10 +1,11 @@
+//go:build faults
+
 package main
 
 import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,17 +13,6 @@ import (
 
 	"modmirror/mirror/artifact"
 )
-
-// withFaults makes the mirror a binary in which disks can be made to fail or hang.
-func (s *site) withFaults() {
-	s.t.Helper()
-	s.bin = filepath.Join(s.dir, "modmirror-faults")
-	cmd := exec.CommandContext(s.t.Context(), "go", "build", "-tags", "faults", "-o", s.bin, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.t.Fatalf("go build: %v\n%s", err, out)
-	}
-}
 
 // FAULTS 34, a disk that hangs for ever: under the blobs, the tiles or the log of the leader. After the time that a write may take
 // another node leads; the one whose disk hangs serves what it holds all the while, without waiting, and can be told to end.
@@ -32,10 +22,9 @@ func TestHangingDiskOfLeader(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			s := newClusterSite(t, 3)
-			s.withFaults()
 			s.load()
 			for _, n := range s.nodes {
-				n.env = []string{"MODMIRROR_FAULTS=" + filepath.Join(s.dir, n.name+".faults"), "MODMIRROR_LIMITS=hung-milliseconds=2000"}
+				n.env = []string{"MODMIRROR_FAULTS=" + filepath.Join(s.dir, n.name+".faults"), "MODMIRROR_FAULTS_LIMITS=hung-milliseconds=2000"}
 				n.extra = []string{"--drain-timeout", "2s"}
 			}
 			s.run()
