@@ -272,6 +272,18 @@ func TestAckNeedsTheDisk(t *testing.T) {
 	}
 }
 
+// A disk on which not even the directory of the ages can be made is full, and not faulty: nothing is noted, and writing goes on.
+func TestNoRoomForAges(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	if err := n.leftovers.drop(0); err != nil {
+		t.Error(err)
+	}
+	if err := n.store.Err(); err != nil {
+		t.Errorf("writing has ended: %v", err)
+	}
+}
+
 // Ages are added up over the lives of a node, and the time of day and of files is never asked: a wrong one ages nothing.
 func TestAgesOutliveProcesses(t *testing.T) {
 	c := newCluster(t, 3)

@@ -218,12 +218,25 @@ func (l *leftovers) save(shard byte) error {
 		err = l.files.write(name, b)
 	}
 	if err != nil && l.files.store.Err() == nil {
-		if err = l.files.remove(name); err == nil {
-			err = l.files.change("forget "+name, func() error { return l.files.syncDir(leftoverDir) })
-		}
+		err = l.drop(shard)
 	}
 	s.unsaved = s.unsaved && err != nil
 	return err
+}
+
+// drop removes the file of a shard, durably, if there is one.
+func (l *leftovers) drop(shard byte) error {
+	name := leftoverName(shard)
+	if err := l.files.remove(name); err != nil {
+		return err
+	}
+	return l.files.change("forget "+name, func() error {
+		err := l.files.syncDir(leftoverDir)
+		if errors.Is(err, fs.ErrNotExist) { // there was no room for it, so far
+			return nil
+		}
+		return err
+	})
 }
 
 // close ends the use of the files.
