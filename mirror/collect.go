@@ -1,7 +1,9 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -182,15 +184,18 @@ func (p *collection) run(ctx context.Context) error {
 	if p.named, err = readNames(ctx, p.m.config.Names, p.pause); err != nil {
 		return fmt.Errorf("%w: read the catalog: %w", ErrNoPass, notAbsent(err))
 	}
+	var bad error
 	for shard := range artifact.Shards {
-		if err := p.shard(ctx, byte(shard)); err != nil {
+		err := p.shard(ctx, byte(shard))
+		if err != nil && (errors.Is(err, ErrNoPass) || ctx.Err() != nil || p.m.config.Store.Err() != nil) {
 			return err
 		}
+		bad = cmp.Or(bad, err) // the others go on: what is in their trash may be the room that is missing here
 		if err := p.pause(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+	return bad
 }
 
 // pause lets others have the disk.
@@ -238,13 +243,13 @@ func (p *collection) shard(ctx context.Context, shard byte) error {
 			return err
 		}
 	}
-	for _, d := range unnamed {
-		if err := p.collect(ctx, d); err != nil {
+	for _, d := range trash { // first: it makes room
+		if err := p.remove(ctx, d); err != nil {
 			return err
 		}
 	}
-	for _, d := range trash {
-		if err := p.remove(ctx, d); err != nil {
+	for _, d := range unnamed {
+		if err := p.collect(ctx, d); err != nil {
 			return err
 		}
 	}

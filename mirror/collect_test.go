@@ -428,6 +428,29 @@ func TestTrashOfFullDisk(t *testing.T) {
 	}
 }
 
+// Where a pass meets what it can neither look at nor move, for want of room for a directory, it goes on: the room that is in the
+// trash is needed all the more. That the pass was not whole is said.
+func TestCollectGoesOn(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	kept := n.due(n.helloZip())
+	n.isCollected("due", kept, true)
+	shard := kept.Digest[0]
+	if shard == 0 {
+		t.Fatal("its directory is the first")
+	}
+	first := filepath.Join(n.dir, "blobs", "sha256", "00")
+	if err := os.WriteFile(first, nil, 0o600); err != nil { // which cannot be listed
+		t.Fatal(err)
+	}
+	if _, err := n.tryPass(trashKeep); !errors.Is(err, artifact.ErrUnavailable) {
+		t.Errorf("the pass: %v", err)
+	}
+	if n.store.TrashSize(kept.Digest) != 0 {
+		t.Error("what is due behind a directory that cannot be read is not removed")
+	}
+}
+
 // A dry run says what a pass would do, and does nothing, not even grow anything older.
 func TestDryRun(t *testing.T) {
 	c := newCluster(t, 3)
