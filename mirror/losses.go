@@ -64,6 +64,7 @@ type losses struct {
 	healed map[string]int64 // by where the right bytes came from
 
 	ask   chan artifact.Digest // to be found in the catalog
+	more  bool                 // others of open are to be, which found no room in ask
 	lines *rate.Limiter        // of the log
 }
 
@@ -163,10 +164,35 @@ func (m *Mirror) lost(d artifact.Digest, l *loss) {
 	if m.losses.add(d, l) {
 		m.alarmLoss(d, l)
 	}
+	m.losses.seek(d)
+}
+
+// seek has a loss looked for in the catalog.
+func (ls *losses) seek(d artifact.Digest) {
 	select {
-	case m.losses.ask <- d:
-	default: // the next read or scrub finds it again
+	case ls.ask <- d:
+	default:
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		ls.more = true
 	}
+}
+
+// sought returns the losses that seek had no room for, and others that the follower does not know yet; none if it had.
+func (m *Mirror) sought() map[artifact.Digest]bool {
+	wanted := map[artifact.Digest]bool{}
+	m.losses.mu.Lock()
+	defer m.losses.mu.Unlock()
+	if !m.losses.more {
+		return wanted
+	}
+	m.losses.more = false
+	for d := range m.losses.open {
+		if !m.followed.lacking(d) {
+			wanted[d] = true
+		}
+	}
+	return wanted
 }
 
 // lostAt notes a blob that is missing for certain, and tells the follower as soon as it has room for it.
@@ -331,13 +357,11 @@ func (m *Mirror) resume() {
 		if err != nil || about.Replaced || about.Unnamed {
 			continue
 		}
-		m.log.Warn("a blob that was found damaged before is not healed yet", "digest", d, "damage", about.Damage, "since", about.Time, "err", about.Reason)
-		m.losses.add(d, &loss{damage: about.Damage, by: byStart, reason: about.Reason})
-		select {
-		case m.losses.ask <- d:
-		default:
-			return
+		if m.losses.lines.Allow() {
+			m.log.Warn("a blob that was found damaged before is not healed yet", "digest", d, "damage", about.Damage, "since", about.Time, "err", about.Reason)
 		}
+		m.losses.add(d, &loss{damage: about.Damage, by: byStart, reason: about.Reason})
+		m.losses.seek(d)
 	}
 }
 
@@ -348,19 +372,20 @@ const locateRest = time.Minute
 // locate finds out what lost blobs are of, until ctx ends, and tells the follower.
 func (m *Mirror) locate(ctx context.Context) {
 	for {
-		wanted := map[artifact.Digest]bool{}
-		select {
-		case d := <-m.losses.ask:
-			wanted[d] = true
-		case <-ctx.Done():
-			return
+		wanted := m.sought()
+		if len(wanted) == 0 {
+			select {
+			case d := <-m.losses.ask:
+				wanted[d] = true
+			case <-ctx.Done():
+				return
+			}
 		}
-		for more := true; more && len(wanted) < cap(m.losses.ask); {
+		for range cap(m.losses.ask) {
 			select {
 			case d := <-m.losses.ask:
 				wanted[d] = true
 			default:
-				more = false
 			}
 		}
 		begin := time.Now()

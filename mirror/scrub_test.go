@@ -706,6 +706,26 @@ func TestScrubHealsFromUpstream(t *testing.T) {
 	}
 }
 
+// A disk that spoils more blobs at once than can wait to be found in the catalog: none of them is left until the next scrub, as the
+// node would count as one that holds it.
+func TestManyLossesAreLocated(t *testing.T) {
+	s := newShelf(t, 1500, 10, 0, 0)
+	s.open()
+	for _, ref := range s.refs {
+		s.lost(ref.Digest, &loss{damage: artifact.WrongBytes, by: byScrub, reason: "test"})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Follow(ctx) }()
+	defer func() { cancel(); <-done }()
+	for deadline := time.Now().Add(20 * time.Second); s.Health().Unhealed > 0; { // they are here, as the follower finds
+		if time.Now().After(deadline) {
+			t.Fatalf("%d are still not looked for", s.Health().Unhealed)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
 // An upstream that has packed the zip again, with the same go.sum hash, has other bytes than those that were published. They are not
 // taken in place of the damaged ones, and it is said why. When the right ones are there again, they are.
 func TestScrubHealsWithTheSameBytesOnly(t *testing.T) {
