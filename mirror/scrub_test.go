@@ -378,17 +378,12 @@ func TestScrubOfHungDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShelf(t, 3, 64, 0, 0)
 		s.open()
-		gate := make(chan struct{})
+		var gate atomic.Pointer[chan struct{}]
+		hang := func() (back func()) { ch := make(chan struct{}); gate.Store(&ch); return func() { close(ch) } }
+		back := hang()
 		read := s.scrub.read
-		var hangs, broken atomic.Bool
-		hangs.Store(true)
 		s.scrub.read = func(ctx context.Context, ref artifact.Ref, piece int, pace func(context.Context, int) error) error {
-			if hangs.Load() {
-				<-gate
-			}
-			if broken.Load() {
-				return nil
-			}
+			<-*gate.Load()
 			return read(ctx, ref, piece, pace)
 		}
 		stop := s.run()
@@ -405,18 +400,16 @@ func TestScrubOfHungDisk(t *testing.T) {
 			}
 			f.Close()
 		}
-		hangs.Store(false)
-		gate <- struct{}{}
+		back()
 		time.Sleep(time.Minute)
 		if st := s.ScrubStatus(); !st.Stuck.IsZero() || st.Done.IsZero() {
 			t.Errorf("after the disk came back: %+v", st)
 		}
-		hangs.Store(true)
-		broken.Store(true)
+		back = hang()
 		s.ScrubNow(0)
 		time.Sleep(2 * scrubStuck)
 		stop()
-		close(gate)
+		back()
 	})
 }
 
@@ -709,7 +702,7 @@ func TestScrubHealsFromUpstream(t *testing.T) {
 // A disk that spoils more blobs at once than can wait to be found in the catalog: none of them is left until the next scrub, as the
 // node would count as one that holds it.
 func TestManyLossesAreLocated(t *testing.T) {
-	s := newShelf(t, 1500, 10, 0, 0)
+	s := newShelf(t, 1100, 10, 0, 0)
 	s.open()
 	for _, ref := range s.refs {
 		s.lost(ref.Digest, &loss{damage: artifact.WrongBytes, by: byScrub, reason: "test"})
