@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,7 +30,7 @@ func TestPrivateIsNotResolved(t *testing.T) {
 	n, err := openNode(t.Context(), config{
 		DataDir: t.TempDir(), Listen: "localhost:0", Upstream: "https://proxy.example.com,https://other.example.com",
 		SumDB: []string{db.Key()}, Private: []string{"corp.example.com/Secret", "github.com/MyCo/*"}, ListTTL: time.Minute, NotFoundTTL: time.Second,
-	}, nil)
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
