@@ -419,12 +419,17 @@ func (f *follower) finish(r pulled) {
 	}
 	b.wait = min(max(2*b.wait, firstRepull), last)
 	b.at = time.Now().Add(b.wait/2 + rand.N(b.wait/2+1))
-	if tries := f.m.losses.tried(b.ref.Digest, b.at, r.err); tries > 0 && (before == 0 || b.wait == last) {
+	first, lasts := before == 0, b.wait == lastRepull && before < lastRepull // once now, and once when it seems to last
+	tries := f.m.losses.tried(b.ref.Digest, b.at, r.err)
+	if tries > 0 {
+		lasts = b.wait == last
+	}
+	switch {
+	case !first && !lasts || !f.m.losses.tries.Allow():
+	case tries > 0:
 		f.m.log.Error("a damaged blob is not healed: neither another node nor the upstream gives the right bytes; it is tried again",
 			"module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "tries", tries, "retry", b.wait, "err", r.err)
-		return
-	}
-	if before == 0 || b.wait == lastRepull && before < lastRepull { // once now, and once when it seems to last
+	default:
 		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", r.err)
 	}
 }

@@ -65,7 +65,8 @@ type losses struct {
 
 	ask   chan artifact.Digest // to be found in the catalog
 	more  bool                 // others of open are to be, which found no room in ask
-	lines *rate.Limiter        // of the log
+	lines *rate.Limiter        // of the log, of what is found
+	tries *rate.Limiter        // likewise, of what cannot be had, whether it was here or not
 }
 
 // loss is one of them.
@@ -95,7 +96,7 @@ const (
 
 func newLosses() *losses {
 	l := &losses{open: map[artifact.Digest]*loss{}, healed: map[string]int64{fromNode: 0, fromUpstream: 0}, ask: make(chan artifact.Digest, 1024),
-		lines: rate.NewLimiter(1, lossLines)}
+		lines: rate.NewLimiter(1, lossLines), tries: rate.NewLimiter(1, lossLines)}
 	for by := range numFinder {
 		l.bad[by] = map[artifact.Damage]int64{artifact.Missing: 0, artifact.WrongBytes: 0, artifact.Unreadable: 0}
 	}

@@ -719,6 +719,42 @@ func TestManyLossesAreLocated(t *testing.T) {
 	}
 }
 
+// A node that lacks thousands of blobs which nobody gives does not fill the log with them: each is counted, few have lines.
+func TestUnhealedFillNoLog(t *testing.T) {
+	s := newShelf(t, 200, 10, 0, 0)
+	s.open(func(c *Config) {
+		index := newMemIndex()
+		for change := range s.Changes(t.Context(), 0) {
+			index.manifests[change.Manifest.Module] = change.Manifest
+		}
+		c.Index = index
+	})
+	for i, ref := range s.refs {
+		if err := s.config.Store.Remove(ref.Digest); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			s.losses.add(ref.Digest, &loss{damage: artifact.Missing, by: byScrub, reason: "test"})
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Follow(ctx) }()
+	begin := time.Now()
+	for s.Health().Untried > 0 {
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("%d are still not tried", s.Health().Untried)
+		}
+		<-time.After(time.Millisecond)
+	}
+	cancel()
+	<-done
+	lines := strings.Count(s.logs.String(), "is not healed") + strings.Count(s.logs.String(), "could not be pulled")
+	if most := lossLines + int(time.Since(begin)/time.Second) + 1; lines == 0 || lines > most {
+		t.Errorf("%d lines for %d blobs, want at most %d", lines, len(s.refs), most)
+	}
+}
+
 // An upstream that has packed the zip again, with the same go.sum hash, has other bytes than those that were published. They are not
 // taken in place of the damaged ones, and it is said why. When the right ones are there again, they are.
 func TestScrubHealsWithTheSameBytesOnly(t *testing.T) {
