@@ -39,9 +39,10 @@ import (
 //   - Two nodes that collect at once: no step asks what another node has. The catalog is all that they share.
 //
 // If the process dies, nothing has to be repaired: see trash.go and leftovers. If this node has no leader, is cut off, or does not
-// trust its catalog, Settle fails and nothing is moved or removed, and nothing grows older. What is not collected: tiles of
-// checksum databases (any may be asked for again), the quarantine (bounded by itself), intents in pending/ (dropped when they
-// are committed or refused), drafts in tmp/ (swept at the start), and what is under blobs/ and no blob (fsck tells).
+// trust its catalog, Settle fails and nothing is moved or removed. What was a leftover before grows older all the same: a
+// publication that waited meanwhile needs new acks. What is not collected: tiles of checksum databases (any may be asked for
+// again), the quarantine (bounded by itself), intents in pending/ (dropped when they are committed or refused), drafts in tmp/
+// (swept at the start), and what is under blobs/ and no blob (fsck tells).
 
 // Leftover is for how long a node must know a blob as one that nothing names before it is collected, in time in which it runs.
 // Acks are promises for so long; the leader counts none that is older than an hour.
