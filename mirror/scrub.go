@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"strconv"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ type scrubber struct {
 	m      *Mirror
 	files  *dataFiles
 	read   func(ctx context.Context, ref artifact.Ref, piece int, pace func(context.Context, int) error) error // Store.Rehash
+	list   func(shard byte) iter.Seq2[artifact.Ref, error]                                                     // Store.Shard
 	wake   chan struct{}                                                                                       // has room for one: a scrub was asked for, or ended
 	parts  []string
 	limit  *rate.Limiter // of what is read
@@ -100,7 +102,7 @@ func (m *Mirror) Scrub(ctx context.Context) error {
 }
 
 func newScrubber(m *Mirror) *scrubber {
-	s := &scrubber{m: m, read: m.config.Store.Rehash, wake: make(chan struct{}, 1), limit: rate.NewLimiter(rate.Inf, scrubPiece)}
+	s := &scrubber{m: m, read: m.config.Store.Rehash, list: m.config.Store.Shard, wake: make(chan struct{}, 1), limit: rate.NewLimiter(rate.Inf, scrubPiece)}
 	for i := range artifact.Shards {
 		s.parts = append(s.parts, fmt.Sprintf("%02x", i))
 	}
@@ -177,12 +179,13 @@ func (s *scrubber) number(part string) int {
 // others.
 func (s *scrubber) shard(ctx context.Context, i byte, after string) (done scrubPart, err error) {
 	var rest []artifact.Ref
-	for ref, err := range s.m.config.Store.Shard(i) {
+	var bad error
+	for ref, err := range s.list(i) {
 		switch {
 		case errors.Is(err, artifact.ErrDamaged): // of something that is no blob
 			s.stray(err)
 		case err != nil:
-			return done, err
+			bad = err
 		case ref.Digest.String() > after:
 			rest = append(rest, ref)
 			fallthrough
@@ -192,7 +195,6 @@ func (s *scrubber) shard(ctx context.Context, i byte, after string) (done scrubP
 		}
 	}
 	s.plan(s.parts[i], done)
-	var bad error
 	for _, ref := range rest {
 		if err := s.blob(ctx, ref); ctx.Err() != nil {
 			return done, context.Cause(ctx)

@@ -477,6 +477,36 @@ func TestScrubPutsOff(t *testing.T) {
 	})
 }
 
+// A file of which the disk does not even say how large it is keeps the scrub from none of the others in its directory.
+func TestScrubOfLostInode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, 60, 64, 0, 0)
+		s.open()
+		var ok atomic.Bool
+		list := s.scrub.list
+		s.scrub.list = func(shard byte) iter.Seq2[artifact.Ref, error] {
+			return func(yield func(artifact.Ref, error) bool) {
+				if !ok.Load() && !yield(artifact.Ref{}, artifact.ErrUnavailable) {
+					return
+				}
+				list(shard)(yield)
+			}
+		}
+		stop := s.run()
+		asked := s.ScrubNow(0)
+		time.Sleep(time.Minute)
+		if st := s.ScrubStatus(); !st.Asked.Equal(asked) || !strings.Contains(st.Broken, "unavailable") || len(s.readings()) != 60 {
+			t.Errorf("status: %+v", st)
+		}
+		ok.Store(true)
+		time.Sleep(2 * scrubRetry)
+		if st := s.ScrubStatus(); !st.Done.Equal(asked) || st.Broken != "" {
+			t.Errorf("status: %+v", st)
+		}
+		stop()
+	})
+}
+
 // A scrub on request has a speed of its own, is known until it ends, and can be ended; without a period nothing else is read.
 func TestScrubNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
