@@ -161,6 +161,7 @@ func TestHostileTar(t *testing.T) {
 		"a link":                          {with(blob, special(tar.TypeSymlink, "blobs/sha256/aa", "/tmp")), "is no file"},
 		"a hard link":                     {with(blob, special(tar.TypeLink, all[blob].Name, "/etc/passwd")), "is no file"},
 		"a directory":                     {with(blob, special(tar.TypeDir, "blobs/", "")), "is no file"},
+		"a file of holes":                 {sparseTar(t, replicate.CatalogName, 16<<20), "holes"},
 		"a device":                        {with(blob, special(tar.TypeChar, "blobs/x", "")), "is no file"},
 		"a node's file":                   {with(blob, file("node.json", []byte(`{}`))), `"node.json" does not belong`},
 		"a secret":                        {with(last, file(tokenName, []byte("x"))), "does not belong"},
@@ -231,6 +232,26 @@ func TestHostileTar(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(s.dir), "evil")); err == nil {
 		t.Error("a tar has made a file outside")
 	}
+}
+
+// sparseTar returns a tar with one file of holes (PAX, GNU sparse format 1.0).
+func sparseTar(t *testing.T, name string, size int) []byte {
+	t.Helper()
+	var records string
+	for _, kv := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=" + name, fmt.Sprintf("GNU.sparse.realsize=%d", size)} {
+		records += fmt.Sprintf("%d %s\n", len(kv)+4, kv) // two digits, a space and the end of the line
+	}
+	holes := make([]byte, 512)
+	copy(holes, fmt.Sprintf("1\n%d\n0\n", size))
+	b := writeTar(t, []entry{file("records", []byte(records)), file("holes", holes)})
+	b[156] = tar.TypeXHeader
+	copy(b[148:156], "        ")
+	sum := 0
+	for _, c := range b[:512] {
+		sum += int(c)
+	}
+	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return b
 }
 
 // otherTile returns a tile file that is whole, with other hashes.

@@ -43,6 +43,11 @@ func (s *tarSource) next() (*tar.Header, error) {
 	if h.Typeflag != tar.TypeReg || h.Linkname != "" {
 		return nil, fmt.Errorf("%q is no file, but of type %q: %w", h.Name, h.Typeflag, artifact.ErrRefused)
 	}
+	for key := range h.PAXRecords { // a few bytes of it would fill any disk
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return nil, fmt.Errorf("%q is a file of holes, which no backup has: %w", h.Name, artifact.ErrRefused)
+		}
+	}
 	return h, nil
 }
 
