@@ -181,6 +181,7 @@ func TestHostileTar(t *testing.T) {
 		"another catalog":                 {changed(0, func(e *entry) { e.data = []byte("SQLite format 3") }), replicate.CatalogName},
 		"a bit of the manifest":           {turned(last, 30), manifestName},
 		"no manifest":                     {without(last), "there is no manifest.json at the end"},
+		"a catalog larger than the disk":  {headerOnly(t, replicate.CatalogName, 1<<50), "and the catalog of the backup has"},
 		"a huge manifest":                 {changed(last, func(e *entry) { e.data = make([]byte, maxBackupManifest+2) }), "has more than"},
 		"a file behind the manifest":      {with(last+1, file("blobs/x", []byte("x"))), `"blobs/x" does not belong`},
 		"something behind the end":        {append(slices.Clone(good), "something"...), "something behind its end"},
@@ -232,6 +233,17 @@ func TestHostileTar(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(s.dir), "evil")); err == nil {
 		t.Error("a tar has made a file outside")
 	}
+}
+
+// headerOnly returns the beginning of a tar that says that such a file follows.
+func headerOnly(t *testing.T, name string, size int64) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 // sparseTar returns a tar with one file of holes (PAX, GNU sparse format 1.0).

@@ -147,6 +147,9 @@ func (s *dirSource) catalog(ctx context.Context, path string) error {
 
 // copyCatalog copies what is called name to a new file at path, and has it be as sum says.
 func copyCatalog(ctx context.Context, path, name string, r io.Reader, sum backupSum) error {
+	if err := roomForCatalog(path, sum.Bytes); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -158,6 +161,14 @@ func copyCatalog(ctx context.Context, path, name string, r io.Reader, sum backup
 	}
 	if got := hexOf(h); n != sum.Bytes || got != sum.SHA256 {
 		return fmt.Errorf("%s is damaged: it has %d bytes or more with the SHA-256 %s, and %s says %d with %s: %w", name, n, got, manifestName, sum.Bytes, sum.SHA256, artifact.ErrRefused)
+	}
+	return nil
+}
+
+// roomForCatalog says before the copy that the disk of path has no room for a catalog: what a forged backup says of its size fills none.
+func roomForCatalog(path string, need int64) error {
+	if room, ok := lookAtDisk(filepath.Dir(path)); ok && need > 0 && uint64(need) > room.Free {
+		return fmt.Errorf("%s free for %s, and the catalog of the backup has %s: %w", size(int64(room.Free)), path, size(need), artifact.ErrNoSpace)
 	}
 	return nil
 }

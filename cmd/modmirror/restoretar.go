@@ -69,6 +69,9 @@ func (s *tarSource) catalog(ctx context.Context, path string) error {
 	if h.Name != replicate.CatalogName {
 		return fmt.Errorf("it begins with %q, a backup with %s: %w", h.Name, replicate.CatalogName, artifact.ErrRefused)
 	}
+	if err := roomForCatalog(path, h.Size); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
