@@ -59,21 +59,14 @@ func (k *killer) fails(c killCase) {
 	}
 	old := k.fresh(nil, 50<<10)
 	k.everywhere(old)
+	logged := len(victim.output())
 	if c.role == away {
-		victim.kill()
-		for range 3 {
-			for _, path := range artifactPaths(k.fresh(nil, 50<<10)) {
-				_, _ = k.ask(entry, path)
-			}
-		}
+		logged = k.failsOnReturn(c, victim, entry)
+	} else {
+		k.arm(victim, fmt.Sprintf("%s %d error EIO", c.point, c.hit))
 	}
 	m := k.fresh(owns, 100<<10)
-	logged := len(victim.output())
-	k.arm(victim, fmt.Sprintf("%s %d error EIO", c.point, c.hit))
-	switch {
-	case c.role == away:
-		k.launch(victim)
-	case c.point == fault.VoteStore:
+	if c.point == fault.VoteStore {
 		_, _ = k.command(lead, "transfer", a.name)
 	}
 	for _, path := range artifactPaths(m) {
@@ -99,4 +92,30 @@ func (k *killer) fails(c killCase) {
 		t.Errorf("SIGTERM after the error at %s: %v", c.point, err)
 	}
 	k.back(m, victim)
+}
+
+// failsOnReturn has the victim be away for so long that it is sent a snapshot, in which an operation of its disk fails. It
+// returns how long its log was before it came back.
+func (k *killer) failsOnReturn(c killCase, victim, entry *clusterNode) (logged int) {
+	for range 5 {
+		victim.kill()
+		for range 3 {
+			for _, path := range artifactPaths(k.fresh(nil, 50<<10)) {
+				_, _ = k.ask(entry, path)
+			}
+		}
+		logged = len(victim.output())
+		k.arm(victim, fmt.Sprintf("%s %d error EIO", c.point, c.hit))
+		k.launch(victim)
+		met := false
+		k.await("the node to come back, or to fail", func() bool {
+			met = hasLine(victim.output()[logged:], fmt.Sprintf("fault: %s hit", c.point))
+			code, _ := httpStatus(k.t.Context(), victim.url+"/readyz")
+			return met || code == http.StatusOK
+		}, victim.output)
+		if met { // or else the log of the others reached back far enough
+			break
+		}
+	}
+	return logged
 }
