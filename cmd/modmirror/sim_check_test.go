@@ -41,6 +41,7 @@ type simChecker struct {
 	cluster  string
 	spread   map[artifact.Digest]bool // blobs whose commit was looked at
 	voterSet []votersAt               // as seen by anybody, in order
+	lostDisk []diskLostAt             // guarded by mu
 	calls    []porcupine.Operation
 	counts   map[string]int
 	lacking  []string // blobs that nodes lack in the end
@@ -401,13 +402,27 @@ func (c *simChecker) sawVoters(l *simLife) {
 	}
 }
 
+// diskLostAt is a disk that was lost for ever: what is committed may have been spread to it before.
+type diskLostAt struct {
+	at   time.Time
+	id   string // of the node
+	disk *simDisk
+}
+
+func (c *simChecker) lost(id string, disk *simDisk) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lostDisk = append(c.lostDisk, diskLostAt{time.Now(), id, disk})
+}
+
 // committed checks a blob that has just been committed: a majority of the voters has it durably. I6. The voters may have changed
-// between their word and the commit, so it is enough that those of some configuration of the last seconds have it.
+// between their word and the commit, so it is enough that those of some configuration of the last seconds have it; and so may their
+// disks: one that was lost in these seconds counts with what it held.
 func (c *simChecker) committed(l *simLife, m module.Version, ref artifact.Ref) {
 	c.mu.Lock()
 	seen := c.spread[ref.Digest]
 	c.spread[ref.Digest] = true
-	sets := slices.Clone(c.voterSet)
+	sets, lost := slices.Clone(c.voterSet), slices.Clone(c.lostDisk)
 	c.mu.Unlock()
 	if seen || l.dead.Load() {
 		return
@@ -418,6 +433,12 @@ func (c *simChecker) committed(l *simLife, m module.Version, ref artifact.Ref) {
 		if id := n.id(); id != "" && n.disk.holds(ref.Digest) {
 			holds[id] = true
 			names = append(names, n.name)
+		}
+	}
+	for _, d := range lost {
+		if time.Since(d.at) <= 5*time.Second && d.disk.holds(ref.Digest) {
+			holds[d.id] = true
+			names = append(names, "the lost "+d.id)
 		}
 	}
 	var last votersAt

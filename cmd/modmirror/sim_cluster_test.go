@@ -112,6 +112,9 @@ func (s *sim) shortLog(c *replicate.Config) {
 
 // wipe puts a new disk in. The machine must be down.
 func (n *simNode) wipe() {
+	if id := n.id(); id != "" {
+		n.sim.check.lost(id, n.disk)
+	}
 	n.lastID.Store(nil)
 	n.wipes++
 	n.disk = newSimDisk(n.sim.seed+uint64(n.number*1000+n.wipes)<<20, func(d artifact.Digest) { n.sim.check.removed(n, d) })
