@@ -188,26 +188,7 @@ func (q *damagedShelf) makeDir() error {
 
 // describe writes a description, or replaces one.
 func (q *damagedShelf) describe(about Damaged) error {
-	b, err := json.MarshalIndent(about, "", "\t")
-	if err != nil {
-		return err
-	}
-	d, err := q.s.Create(int64(len(b)))
-	if err != nil {
-		return err
-	}
-	defer d.Discard()
-	if _, err := d.Write(b); err != nil {
-		return err
-	}
-	if err := d.sync(); err != nil {
-		return err
-	}
-	if err := q.s.disk.Rename(d.name, damagedDir+"/"+about.Digest+".json"); err != nil {
-		return q.s.fault("rename a description", err)
-	}
-	d.name = ""
-	return nil
+	return q.s.describe(damagedDir+"/"+about.Digest+".json", about)
 }
 
 // list returns the descriptions of the bytes that are there, oldest first. What does not parse counts as the oldest.

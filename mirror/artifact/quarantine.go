@@ -103,11 +103,16 @@ func (q *shelf) take(d *Draft, reason string) error {
 
 // describe writes the description of bytes that are about to come.
 func (q *shelf) describe(about Quarantined) error {
+	return q.s.describe(quarantineDir+"/"+about.Digest+".json", about)
+}
+
+// describe writes about as JSON to the file called name, or replaces it. Its name is durable with the next fsync of the directory.
+func (s *Store) describe(name string, about any) error {
 	b, err := json.MarshalIndent(about, "", "\t")
 	if err != nil {
 		return err
 	}
-	d, err := q.s.Create(int64(len(b)))
+	d, err := s.Create(int64(len(b)))
 	if err != nil {
 		return err
 	}
@@ -115,11 +120,11 @@ func (q *shelf) describe(about Quarantined) error {
 	if _, err := d.Write(b); err != nil {
 		return err
 	}
-	if err := d.f.Sync(); err != nil {
-		return q.s.fault("fsync a description", err)
+	if err := d.sync(); err != nil {
+		return err
 	}
-	if err := q.s.disk.Rename(d.name, quarantineDir+"/"+about.Digest+".json"); err != nil {
-		return q.s.fault("rename a description", err)
+	if err := s.disk.Rename(d.name, name); err != nil {
+		return s.fault("rename a description", err)
 	}
 	d.name = ""
 	return nil
