@@ -252,6 +252,7 @@ func TestReadThroughLies(t *testing.T) {
 	} {
 		c := newCluster(t, 3, func(cf *Config) { cf.HotBytes = 1 })
 		c.nodes[0].want(zipPath, 200, "PK")
+		c.nodes[1].want(zipPath, 200, "PK") // a copy on one of the two others was enough
 		n := c.nodes[2]
 		zip := n.want(zipPath, 200, "PK").body
 		liar := func(ids ...int) {
