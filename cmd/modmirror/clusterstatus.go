@@ -56,7 +56,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 	s.Free = r.Free
 	for _, db := range n.databases {
 		if st, err := db.Status(ctx); err == nil {
-			s.Heads = append(s.Heads, headView{st.Name, st.Size})
+			s.Heads = append(s.Heads, headView{st.Name, st.Size, st.Checked})
 		}
 	}
 	return s
@@ -151,7 +151,7 @@ func (n *node) proves(ctx context.Context) int64 {
 
 // view is the cluster as this node sees it.
 func (n *node) view(ctx context.Context) clusterView {
-	v := clusterView{From: n.replica.ID(), Wanted: n.config.Cluster.Voters, Problems: []string{}, Nodes: []memberView{}}
+	v := clusterView{From: n.replica.ID(), Wanted: n.config.Cluster.Voters, Problems: []string{}, Nodes: []memberView{}, Zones: []zoneView{}, WAN: []wanView{}}
 	st, err := n.replica.Status(ctx)
 	if err != nil {
 		v.Problems = append(v.Problems, err.Error())

@@ -23,6 +23,10 @@ type clusterView struct {
 	Level    replicate.Level `json:"level"`    // the feature level
 	Problems []string        `json:"problems"` // what an operator should look at
 	Nodes    []memberView    `json:"nodes"`
+
+	Zones []zoneView `json:"zones"`           // by name
+	Under *underView `json:"underReplicated"` // nil: said by a version that does not know
+	WAN   []wanView  `json:"wan"`             // by pair of zones, since each member started
 }
 
 // memberView is one member. What only it can say is of its last answer, which may be old.
@@ -50,11 +54,29 @@ type memberView struct {
 	Ready   string        `json:"ready"`            // "ok", or why it should get no requests
 	Writes  string        `json:"writes,omitempty"` // "ok", or why it takes no new artifacts
 	Error   string        `json:"error,omitempty"`  // why it does not answer
+
+	// What older versions do not say of themselves: nil, "" and the zero time mean that it is not known, never that there is none.
+	MissingBytes  *int64         `json:"missingBytes,omitempty"`  // of the blobs that it lacks
+	MissingFor    *time.Duration `json:"missingFor,omitempty"`    // since when it lacks the oldest of them, in ns; 0: it lacks none
+	Looked        *int64         `json:"looked,omitempty"`        // it looked for the blobs of the leaves below: Missing is of these
+	Unhealed      *int           `json:"unhealed,omitempty"`      // of the blobs that it lacks, those that it held and lost
+	Total         uint64         `json:"totalBytes,omitempty"`    // of its disk; 0: not known
+	Disk          string         `json:"disk,omitempty"`          // "ok", "low" or "full"
+	Scrubbed      time.Time      `json:"scrubbed,omitzero"`       // it has read every blob again since then
+	LeaderChanges *int64         `json:"leaderChanges,omitempty"` // that it has seen since it started
+	Profile       string         `json:"raftProfile,omitempty"`   // the timing of its raft
+	WAN           []wanView      `json:"wan,omitempty"`           // what it was sent by other zones since it started
+
+	// What the node works out that shows the view.
+	Lag      *int64    `json:"lag,omitempty"`     // leaves that it is behind the leader, as far as that is known; nil: nothing is known of it
+	Complete time.Time `json:"complete,omitzero"` // it holds every artifact that was committed until then; zero: not known
+	Roots    string    `json:"roots,omitempty"`   // whether its catalog has the same root at the same leaf as that of the node that shows the view: "yes" or "no"; "": not known
 }
 
 type headView struct {
-	Database string `json:"database"`
-	Size     int64  `json:"treeSize"`
+	Database string    `json:"database"`
+	Size     int64     `json:"treeSize"`
+	Checked  time.Time `json:"checked,omitzero"` // when a source last confirmed that it is the newest; zero: not known
 }
 
 // quorum is the arithmetic of a majority.

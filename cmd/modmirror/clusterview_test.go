@@ -41,7 +41,7 @@ func TestPrintCluster(t *testing.T) {
 		{ID: "F", Name: "f", Role: roleVoter, Alive: true, Ready: "full", Address: "f:1", Missing: 3},
 		{ID: "B", Name: "b", Role: roleVoter, Voter: true, Zone: "z2", Address: "b:1", Error: "refused", Seen: time.Unix(1e9, 0)},
 		{ID: "A", Name: "a", Role: roleVoter, Voter: true, Zone: "z1", Leader: true, Alive: true, Ready: "ok", Writes: "no room", Seq: 10, Applied: 99, Address: "a:1",
-			Free: 1 << 30, Version: "v2", Heads: []headView{{"x", 5}, {"y", 6}}},
+			Free: 1 << 30, Version: "v2", Heads: []headView{{Database: "x", Size: 5}, {Database: "y", Size: 6}}},
 		{ID: "C", Name: "c", Role: roleVoter, Voter: true, Zone: "z1", Address: "c:1"},
 	}}
 	v.Level = replicate.Level{Now: 1, Newest: 2, Waits: []string{"b (v1) supports level 1"}}
