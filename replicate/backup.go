@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
@@ -89,7 +90,7 @@ func ReceiveCatalog(path string, r io.Reader, limit int64) (err error) {
 }
 
 // OpenCatalogFile opens a catalog that is by itself, without node.json and log, for reading. What it holds is not to be believed
-// before Check has found nothing: the file may be anybody's.
+// before Check has found nothing: the file may be anybody's. One of a later version of modmirror is refused as that: it is not damaged.
 func OpenCatalogFile(path string) (*Catalog, error) {
 	db, err := openDB(path, true)
 	if err != nil {
@@ -97,6 +98,10 @@ func OpenCatalogFile(path string) (*Catalog, error) {
 	}
 	c := &Catalog{catalog: newCatalog(path)}
 	c.db = db
+	check := func() error { return db.View(func(tx *bbolt.Tx) error { return state{tx}.checkConfig() }) }
+	if err := safely(true, check); errors.Is(err, errNewer) {
+		return nil, errors.Join(err, c.Close())
+	}
 	return c, nil
 }
 

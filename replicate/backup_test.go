@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -282,5 +283,50 @@ func TestSendIsOnePoint(t *testing.T) {
 		if want := dump(t, again.catalog); dumps[i] != want {
 			t.Errorf("what was sent as of entry %d is not what the log leads to:\n%s\nwant\n%s", index, dumps[i], want)
 		}
+	}
+}
+
+// Rows of an audit are of a feature level that the catalog of an older cluster has not: one that is founded anew with them has that
+// level before any node can join, or one that does not know such rows would take them for damage.
+func TestRefoundRaisesLevel(t *testing.T) {
+	why := Audit{Time: time.Unix(1_700_000_000, 0), Actor: "root@host", Action: "restore", Reason: "from a backup"}
+	for _, tt := range []struct {
+		audit []Audit
+		level int
+	}{{[]Audit{why}, auditLevel}, {nil, firstLevel}} {
+		m := newMachine(t)
+		m.apply(clusterCommand{"c"})
+		if now := levelIn(t, m.catalog); now != firstLevel {
+			t.Fatalf("the catalog is of level %d", now)
+		}
+		dir := t.TempDir()
+		if err := NoteRestore(dir, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Refound(dir, saved(t, m.catalog, dir), tt.audit...); err != nil {
+			t.Fatal(err)
+		}
+		c, err := OpenCatalog(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now := levelIn(t, c.catalog); now != tt.level {
+			t.Errorf("with %d audits the level is %d, want %d", len(tt.audit), now, tt.level)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A catalog that a later version wrote is no damaged one: who restores it is told so, and with what it can be read.
+func TestCatalogFileOfTheFuture(t *testing.T) {
+	m, _ := fullMachine(t)
+	path := saved(t, m.catalog, t.TempDir())
+	if err := setRow(path, "cfg", keyLevel, binary.AppendUvarint(nil, newestLevel+1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenCatalogFile(path); !errors.Is(err, errNewer) || strings.Contains(err.Error(), "damaged") {
+		t.Errorf("OpenCatalogFile = %v, want %v", err, errNewer)
 	}
 }

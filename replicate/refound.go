@@ -118,6 +118,11 @@ func refoundCatalog(path string, id identity, audit []Audit) (index, term uint64
 		if err := s.setMembers(index, raft.EncodeConfiguration(members)); err != nil {
 			return err
 		}
+		if len(audit) > 0 { // older nodes do not know its rows: none of them is to join
+			if err := s.setLevel(max(s.level(), auditLevel)); err != nil {
+				return err
+			}
+		}
 		for _, a := range audit {
 			if r, err := s.applyAudit(a); err != nil || r.err != nil {
 				return errors.Join(err, r.err)
