@@ -933,15 +933,17 @@ func TestReadOfShrinkingFile(t *testing.T) {
 		const path = "/example.com/big/@v/v1.0.0.zip"
 		zip := string(c.up.Artifact(mv, artifact.Zip))
 		n.want(path, 200, "PK")
-		stop := n.follow()
-		n.until(func(p Progress) bool { return p.Watermark == 1 })
-		n.hot.drop(path)
+		var armed atomic.Bool
 		step, once := n.step, sync.OnceFunc(func() { n.spoil("truncate", artifact.RefOf([]byte(zip))) })
 		n.step = func(s string) {
-			if step(s); s == "open" && size < maxHot {
+			if step(s); s == "open" && size < maxHot && armed.Load() {
 				once()
 			}
 		}
+		stop := n.follow()
+		n.until(func(p Progress) bool { return p.Watermark == 1 })
+		n.hot.drop(path)
+		armed.Store(true)
 		if size < maxHot {
 			n.readAs("GET", path, zip)
 		} else {
