@@ -386,8 +386,8 @@ func (s *fakeSpreading) Cancel() {
 	s.running.Wait()
 }
 
-func (p *fakePeers) Fetch(ctx context.Context, ref artifact.Ref, accept func(io.Reader, int64, string) error) error {
-	absent := true
+func (p *fakePeers) Fetch(ctx context.Context, w Want, accept func(io.Reader, int64, string) error) error {
+	ref, absent := w.Ref, true
 	var errs []error
 	for _, n := range p.c.nodes {
 		if n.id == p.self {

@@ -126,7 +126,7 @@ func (m *Mirror) Follow(ctx context.Context) error {
 	}
 	defer files.root.Close()
 	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls)
-	f.limit = newLimit(m.config.PullLimit)
+	f.limit = m.pullLimit
 	f.load()
 	m.resume()
 	var locating sync.WaitGroup
@@ -374,20 +374,10 @@ func (f *follower) budget(size int64) time.Duration {
 	return 10*time.Minute + time.Duration(size/slowest)*time.Second
 }
 
-// pace lets a pull go on when the limit and the clients' pulls let it: these come first, but not for ever.
+// pace lets a pull go on when the limit and the clients' pulls let it.
 func (f *follower) pace(ctx context.Context, n int) error {
 	fault.Point(fault.PullRead)
-	for waited := time.Duration(0); f.m.clients.Load() > 0 && waited < followYield; waited += followYield / 20 {
-		select {
-		case <-time.After(followYield / 20):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	if f.limit == nil {
-		return nil
-	}
-	return f.limit.WaitN(ctx, n)
+	return f.m.giveWay(ctx, n, f.limit)
 }
 
 // errJustBack is for a blob that is here again, of which nobody has said where it came from.

@@ -55,6 +55,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/module"
+	"golang.org/x/time/rate"
 
 	"modmirror/mirror/artifact"
 )
@@ -171,18 +172,20 @@ type Mirror struct {
 
 	absentFor []string // Cache-Control of what does not exist
 
-	flights  *flights
-	ahead    *lookAhead    // nil: none
-	small    chan struct{} // slots of fetches that are no zips
-	zips     chan struct{}
-	checks   chan struct{}
-	admits   chan struct{} // slots of blobs that come from peers
-	asks     chan struct{} // slots of questions to peers
-	pulls    chan struct{} // slots of pulls for clients
-	passing  chan struct{} // slot of what is sent and not kept
-	clients  atomic.Int64  // pulls for clients under way; those of Follow give way
-	pending  *pending      // nil: what cannot be committed is not kept
-	followed follower      // what Progress reports
+	flights   *flights
+	ahead     *lookAhead    // nil: none
+	small     chan struct{} // slots of fetches that are no zips
+	zips      chan struct{}
+	checks    chan struct{}
+	admits    chan struct{} // slots of blobs that come from peers
+	asks      chan struct{} // slots of questions to peers
+	pulls     chan struct{} // slots of pulls for clients
+	relays    chan struct{} // slots of pulls for other nodes that nobody waits for
+	passing   chan struct{} // slot of what is sent and not kept
+	clients   atomic.Int64  // pulls for clients under way; those of Follow give way
+	pullLimit *rate.Limiter // of background pulls; nil: none
+	pending   *pending      // nil: what cannot be committed is not kept
+	followed  follower      // what Progress reports
 
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
@@ -237,6 +240,8 @@ func New(c Config) (*Mirror, error) {
 		admits:    make(chan struct{}, c.MaxZipFetches),
 		asks:      make(chan struct{}, c.MaxQueue),
 		pulls:     make(chan struct{}, c.MaxZipFetches),
+		relays:    make(chan struct{}, c.MaxZipFetches),
+		pullLimit: newLimit(c.PullLimit),
 		passing:   make(chan struct{}, 1),
 		losses:    newLosses(),
 		condemns:  make(chan struct{}, 4),

@@ -29,11 +29,14 @@ type Peers interface {
 	// Spread begins to copy the bytes of ref to other voters (their [Mirror.Admit]), while the caller goes on checking them. The
 	// body can be read until Wait or Cancel has returned; whoever reads it later gets an error.
 	Spread(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.ReaderAt) Spreading
-	// Fetch calls accept with the bytes of ref from the nearest peer that has them, and with those of the next if accept's error
-	// matches artifact.ErrRefused, ErrMalformed or ErrUnavailable. It succeeds when accept did; otherwise its error wraps
-	// accept's, and matches [io/fs.ErrNotExist] only if every peer says that it does not have them. size is -1 if not known,
-	// source names the peer.
-	Fetch(ctx context.Context, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error
+	// Fetch calls accept with the bytes of w.Ref from the nearest peer that has them, and with those of the next if accept's error
+	// matches artifact.ErrRefused, ErrMalformed or ErrUnavailable. It succeeds when accept did, or without a call of it when the
+	// same bytes were accepted in another Fetch, or by Admit, at the same time; otherwise its error wraps accept's, and matches
+	// [io/fs.ErrNotExist] only if every peer says that it does not have them. size is -1 if not known, source names the peer. A
+	// body may be [Slowed]. Over a long way a blob comes once for several nodes: a peer may be had bring it here first, by its
+	// [Mirror.Relay], unless w.Relayed says that this is such a call. When somebody joins a pull that nobody waited for, Fetch
+	// calls w.Background.Hurry.
+	Fetch(ctx context.Context, w Want, accept func(body io.Reader, size int64, source string) error) error
 }
 
 // Spreading is bytes on their way to other nodes. Exactly one of its methods is called, once.

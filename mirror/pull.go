@@ -73,22 +73,34 @@ func closed(f *os.File) error {
 	return nil
 }
 
-// fetchBlob takes a published blob from the nearest peer that has the right bytes, through the gate.
+// fetchBlob takes a published blob from the nearest peer that has the right bytes, through the gate. With a pace it is one that
+// nobody waits for.
 func (m *Mirror) fetchBlob(ctx context.Context, man artifact.Manifest, k artifact.Kind, pace pacer) error {
-	ref := man.Ref(k)
-	if err := m.room(ref.Size); err != nil {
+	w := Want{Module: man.Module, Kind: k, Ref: man.Ref(k)}
+	if pace != nil {
+		w.Background = NewBackground()
+	}
+	return m.fetchWanted(ctx, man, w, pace)
+}
+
+// fetchWanted is fetchBlob for a blob that is wanted as w says.
+func (m *Mirror) fetchWanted(ctx context.Context, man artifact.Manifest, w Want, pace pacer) error {
+	if err := m.room(w.Ref.Size); err != nil {
 		return err
 	}
+	if pace != nil {
+		pace = w.Background.unhurried(pace)
+	}
 	admitted := false
-	err := m.config.Peers.Fetch(ctx, ref, func(body io.Reader, size int64, source string) error {
-		if size >= 0 && size != ref.Size {
-			return fromPeer(source, fmt.Errorf("it has %d of %d bytes: %w", size, ref.Size, artifact.ErrUnavailable))
+	err := m.config.Peers.Fetch(ctx, w, func(body io.Reader, size int64, source string) error {
+		if size >= 0 && size != w.Ref.Size {
+			return fromPeer(source, fmt.Errorf("it has %d of %d bytes: %w", size, w.Ref.Size, artifact.ErrUnavailable))
 		}
-		err := m.admit(ctx, man, k, ref, body, source, pace)
+		err := m.admit(ctx, man, w.Kind, w.Ref, body, source, slowedBy(pace, body))
 		admitted = err == nil
 		return err
 	})
-	if err == nil && !admitted {
+	if err == nil && !admitted && m.config.Store.DurableIntact(ctx, w.Ref) != nil { // else another pull was joined
 		err = fmt.Errorf("no peer had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	m.metrics.pulled(err)

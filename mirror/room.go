@@ -41,7 +41,7 @@ func (m *Mirror) fetchPassing(ctx context.Context, man artifact.Manifest, k arti
 		return nil, context.Cause(ctx)
 	}
 	ref := man.Ref(k)
-	err = m.config.Peers.Fetch(ctx, ref, func(body io.Reader, size int64, source string) (err error) {
+	err = m.config.Peers.Fetch(ctx, Want{Module: man.Module, Kind: k, Ref: ref}, func(body io.Reader, size int64, source string) (err error) {
 		if size >= 0 && size != ref.Size {
 			return fromPeer(source, fmt.Errorf("it has %d of %d bytes: %w", size, ref.Size, artifact.ErrUnavailable))
 		}

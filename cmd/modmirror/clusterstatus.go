@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -215,73 +214,4 @@ func (v clusterView) problems() (out []string) {
 		}
 	}
 	return out
-}
-
-// fetchers returns the nodes whose turn it may be to ask the upstream: those of this node's zone that answer and can, or those
-// of all zones if there are none.
-func (n *node) fetchers() []peer.Member {
-	var here, all []peer.Member
-	add := func(m peer.Member) {
-		all = append(all, m)
-		if m.Zone == n.config.Cluster.Zone {
-			here = append(here, m)
-		}
-	}
-	if n.upstream != nil && n.keeps() == nil {
-		add(peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone})
-	}
-	for _, m := range n.others() {
-		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.Fetches && !s.Draining {
-			add(m)
-		}
-	}
-	if len(here) > 0 {
-		return here
-	}
-	return all
-}
-
-// spreadTo returns the other voters, and on how many of them a blob must be, so that with this node, if it votes, it is on the
-// disks of a majority. The nearest come first, and last those that said that they take no blobs: they may have room again, and
-// say no at once if they have not.
-func (n *node) spreadTo() (targets []peer.Member, need int) {
-	all, err := n.replica.Peers(context.Background())
-	if err != nil {
-		return nil, 1 // which nobody can meet: no answer of the catalog is no reason to need none
-	}
-	voters, self := make(map[string]bool), false
-	for _, p := range all {
-		if p.Voter && p.ID == n.replica.ID() {
-			self = true
-		}
-		if p.Voter {
-			voters[p.ID] = true
-		}
-	}
-	need = len(voters)/2 + 1
-	if self {
-		need--
-	}
-	targets = slices.DeleteFunc(n.nearest(), func(m peer.Member) bool { return !voters[m.ID] })
-	slices.SortStableFunc(targets, func(a, b peer.Member) int { return n.refusals(a.ID) - n.refusals(b.ID) })
-	return targets, need
-}
-
-// refusals is 1 if a node said that it takes no blobs.
-func (n *node) refusals(id string) int {
-	if s, _, ok := n.heard(id); ok && s.NoBlobs != "" {
-		return 1
-	}
-	return 0
-}
-
-// roomier returns the nearest voter that answers and takes new artifacts.
-func (n *node) roomier() (peer.Member, bool) {
-	targets, _ := n.spreadTo()
-	for _, m := range targets {
-		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.NoBlobs == "" && !s.Draining {
-			return m, true
-		}
-	}
-	return peer.Member{}, false
 }

@@ -54,6 +54,8 @@ type node struct {
 	caughtUp   caughtUp                           // whether it knows what was committed before it started
 	proven     proven                             // what enough voters can prove
 	badAnswers atomic.Int64                       // of other nodes
+	arrivals   arrivals                           // blobs on their way here
+	fromAfar   zoneCounts                         // blobs that came from other zones
 	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
 
 	disk    *disk
@@ -140,7 +142,7 @@ func (n *node) open(ctx context.Context) (err error) {
 	n.caughtUp.done.Store(n.link == nil || len(n.others()) == 0) // there is nobody to be behind
 	if n.link != nil {
 		n.handlePeers()
-		n.metrics.MustRegister(clusterMetrics{n})
+		n.metrics.MustRegister(clusterMetrics{n}, &n.fromAfar)
 	}
 	return nil
 }

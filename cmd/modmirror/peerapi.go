@@ -41,6 +41,7 @@ import (
 //	POST /v1/ask            a list, @latest or a query, of the upstream
 //	GET  /v1/blob/<sha256>  the bytes
 //	PUT  /v1/blob/<sha256>  the same, to be checked and made durable; the answer is an ack
+//	POST /v1/relay          bring a blob into the zone, or say whether it comes
 //	POST /v1/hold           hold the tiles that prove a record
 //	GET  /sumdb/<name>/…    tiles
 func (n *node) handlePeers() {
@@ -55,6 +56,7 @@ func (n *node) handlePeers() {
 	l.Handle("POST /v1/scrub", answering(n.handleScrub))
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))
 	l.Handle("POST /v1/ask", answering(n.unlessDraining(n.handleAsk)))
+	l.Handle("POST /v1/relay", answering(n.unlessDraining(n.handleRelay)))
 	l.Handle("POST /v1/hold", answering(n.handleHold))
 	l.Handle("POST /v1/gc", answering(n.handleGC))
 	l.Handle("GET /v1/blob/{digest}", http.HandlerFunc(n.sendBlob))
@@ -189,6 +191,9 @@ func (n *node) sendBlob(w http.ResponseWriter, r *http.Request) {
 			n.mirror.ReportDamage(ref.Digest, err)
 			err = fmt.Errorf("%v: %w", err, fs.ErrNotExist)
 		}
+		if n.arrivals.get(ref.Digest) != nil {
+			w.Header().Set(arrivingHeader, "1")
+		}
 		sendError(w, err)
 		return
 	}
@@ -224,7 +229,7 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	if err := n.awaitEntry(r.Context(), r.Header.Get(appliedHeader)); err != nil {
 		return nil, err
 	}
-	if err := n.mirror.Admit(r.Context(), man, k, ref, body, "node "+peer.From(r).Name); err != nil {
+	if err := n.admit(r, man, k, ref, body); err != nil {
 		return nil, err
 	}
 	fault.Point(fault.AckDurable)
@@ -235,6 +240,21 @@ func (n *node) takeBlob(r *http.Request) (any, error) {
 	}
 	self := n.replica.Self()
 	return ack{self.ID, self.Starts}, nil
+}
+
+// admit takes bytes that are spread to this node. Who wants the blob meanwhile waits for them.
+func (n *node) admit(r *http.Request, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.Reader) error {
+	from := peer.From(r)
+	if a, mine := n.arrivals.begin(ref.Digest, nil); mine {
+		defer a.end()
+		body = a.reading(body)
+	}
+	before := n.store.Durable(ref)
+	err := n.mirror.Admit(r.Context(), man, k, ref, body, "node "+from.Name)
+	if err == nil && before != nil && from.Zone != n.config.Cluster.Zone {
+		n.fromAfar.spread.Add(1)
+	}
+	return err
 }
 
 // appliedHeader says which entry of the log the sender had applied.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"time"
 
@@ -166,44 +165,6 @@ func (p peers) Ask(ctx context.Context, op mirror.Op, path, query string) (t mir
 		return nil
 	})
 	return t, ok, err
-}
-
-// Fetch asks the nearest first. That a node lacks the bytes, or cannot be asked, is a reason to ask the next.
-func (p peers) Fetch(ctx context.Context, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error {
-	var errs []error
-	lacking := true
-	for _, m := range p.n.nearest() {
-		err := p.fetchFrom(ctx, m, ref, accept)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		lacking = lacking && errors.Is(err, fs.ErrNotExist)
-		errs = append(errs, err)
-	}
-	if lacking {
-		return fmt.Errorf("no other node has %v: %w", ref, fs.ErrNotExist)
-	}
-	err := errors.Join(errs...)
-	if errors.Is(err, fs.ErrNotExist) { // one of several that does not have it is not all
-		return fmt.Errorf("fetch %v from other nodes: %v: %w", ref, err, artifact.ErrUnavailable)
-	}
-	return fmt.Errorf("fetch %v from other nodes: %w", ref, err)
-}
-
-func (p peers) fetchFrom(ctx context.Context, m peer.Member, ref artifact.Ref, accept func(body io.Reader, size int64, source string) error) error {
-	resp, err := p.n.link.Do(ctx, peer.Request{Node: m.ID, Addr: m.Address, Path: blobPath(ref), Bulk: true})
-	if err != nil {
-		return fmt.Errorf("node %s: %w: %w", m.Name, err, artifact.ErrUnavailable)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK || resp.Header.Get(classHeader) != "" {
-		_, _, err := answerOf(resp)
-		return fmt.Errorf("node %s: %w", m.Name, err)
-	}
-	return accept(resp.Body, resp.ContentLength, "node "+m.Name)
 }
 
 // blobPath names a blob between nodes.
