@@ -59,6 +59,8 @@ func (s state) apply(c command) (result, error) {
 		return s.applyAudit(c.Audit)
 	case levelCommand:
 		return s.applyLevel(c)
+	case clockCommand:
+		return s.applyClock(c)
 	}
 	panic(fmt.Sprintf("replicate: command of unknown type %T", c))
 }

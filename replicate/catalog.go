@@ -26,7 +26,7 @@ const lockWait = 200 * time.Millisecond
 var (
 	bucketManifests = []byte("m") // path@version → uvarint seq of its newest leaf, manifest
 	bucketInline    = []byte("b") // digest → byte encoding (0: as it is), uvarint seq of the leaf that brought it, bytes
-	bucketLeaves    = []byte("s") // seq → 32 bytes leaf hash, path@version
+	bucketLeaves    = []byte("s") // seq → 32 bytes leaf hash, path@version, and from level 3 on byte 0, microseconds since 1970
 	bucketConflicts = []byte("c") // path@version \0 hash → committed manifest, refused manifest
 	bucketHeads     = []byte("t") // database \0 size → 32 bytes root hash, signed note
 	bucketKeys      = []byte("k") // database → verifier key
@@ -47,6 +47,7 @@ var (
 	keyConflicts = []byte("conflicts") // how many
 	keyCluster   = []byte("cluster")   // the cluster's id
 	keyLevel     = []byte("level")     // uvarint; absent: 1
+	keyClock     = []byte("time")      // uvarint microseconds since 1970; absent: no change has a time. It stands behind the level, which tells older versions more
 	// and the node table, see nodePrefix, the audit, see auditPrefix, and earlier clusters, see wasPrefix
 )
 

@@ -35,6 +35,7 @@ const (
 	kindHold
 	kindAudit
 	kindLevel
+	kindClock
 )
 
 // Sizes that bound an entry. raft advises at most 512 KiB (SuggestedMaxDataSize) and sends up to 64 in one RPC.
@@ -253,8 +254,10 @@ func parseCommand(kind byte, body []byte) (c command, err error) {
 		c = auditCommand{decodeAudit(&d)}
 	case kindLevel:
 		c = levelCommand{Level: d.int(), By: d.string()}
+	case kindClock:
+		c = clockCommand{At: d.int()}
 	default:
-		return nil, newer("it is of kind", uint64(kind), uint64(kindLevel))
+		return nil, newer("it is of kind", uint64(kind), uint64(kindClock))
 	}
 	return c, d.end()
 }

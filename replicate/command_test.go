@@ -36,6 +36,7 @@ func someCommands(tb testing.TB) []command {
 		holdCommand{"ID1", true},
 		levelCommand{2, "ID1"},
 		auditCommand{Audit{Time: time.Unix(1_700_000_000, 5).UTC(), Actor: "root@host1", Action: "recover", Reason: "two of three disks are lost"}},
+		clockCommand{1_700_000_000_123_456},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"iter"
 	"sync"
+	"time"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
@@ -54,23 +55,20 @@ func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[artifact.Ch
 
 // change returns what a row of bucketLeaves stands for, unless a later leaf stands for it.
 func (s state) change(k, v []byte) (c artifact.Change, ok bool, err error) {
-	seq, err := leafSeq(k)
-	c.Seq = seq
-	if err == nil && len(v) < tlog.HashSize {
-		err = errors.New("malformed")
-	}
+	l, err := parseLeaf(k, v)
+	c.Seq = l.seq
 	if err != nil {
 		return c, false, damaged(err, "catalog row s %x", k)
 	}
-	row, ok, err := s.manifest(bytes.Clone(v[tlog.HashSize:]))
+	row, ok, err := s.manifest(bytes.Clone(l.key))
 	if err != nil {
 		return c, false, err
 	}
 	if !ok {
 		return c, false, damaged(errors.New("its manifest is not there"), "catalog row s %x", k)
 	}
-	c.Manifest = row.Manifest
-	return c, row.seq == seq, nil
+	c.Manifest, c.At = row.Manifest, time.UnixMicro(l.at()).UTC()
+	return c, row.seq == l.seq, nil
 }
 
 // Place returns the number of the newest leaf of m: the Seq with which Changes yields it. An error matches [fs.ErrNotExist] if

@@ -9,7 +9,6 @@ import (
 	"math"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
 )
@@ -243,8 +242,9 @@ func (k *checker) inlineRow(key, value []byte) error {
 			return err
 		}
 	}
-	if leaf := k.bucket(bucketLeaves).Get(bigEndian(row.seq)); len(leaf) > tlog.HashSize {
-		m, ok, err := k.manifest(leaf[tlog.HashSize:])
+	at := bigEndian(row.seq)
+	if l, err := parseLeaf(at, k.bucket(bucketLeaves).Get(at)); err == nil {
+		m, ok, err := k.manifest(l.key)
 		if err == nil && ok && (m.Info.Digest == d || m.Mod.Digest == d) {
 			return nil
 		}
@@ -296,9 +296,14 @@ func (k *checker) listingRow(key, _ []byte) error {
 
 // tree computes the Merkle tree again from its leaves, and compares the newest leaf of each key with its manifest.
 func (k *checker) tree() error {
-	tree, err := k.leaves(math.MaxInt64)
+	tree, last, err := k.leaves(math.MaxInt64)
 	if err != nil {
 		return err
+	}
+	if now, err := k.clock(); err != nil || tree.size > 0 && now < last.at() {
+		if err := k.bad("the catalog's clock shows %d µs, and leaf %d is of %d µs (%v)", now, last.seq, last.at(), err); err != nil {
+			return err
+		}
 	}
 	have, err := k.merkle()
 	if err != nil || !bytes.Equal(have.encode(), tree.encode()) {

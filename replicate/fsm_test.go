@@ -45,7 +45,7 @@ func (u *universe) int(min, max int) int { return rapid.IntRange(min, max).Draw(
 
 func (u *universe) command() command {
 	n := int64(u.int(1, int(u.db.Size())))
-	switch u.int(0, 17) {
+	switch u.int(0, 20) {
 	case 0:
 		return trustCommand{u.db.Key}
 	case 1, 2, 3, 4:
@@ -63,11 +63,15 @@ func (u *universe) command() command {
 		return ackForkCommand{u.db.Name}
 	case 10:
 		id := []string{"A", "B"}[u.int(0, 1)]
-		return registerCommand{Peer{ID: id, Name: []string{"a", "b"}[u.int(0, 1)], Role: RoleVoter, Boot: []string{"x", "y"}[u.int(0, 1)], Starts: uint64(u.int(1, 3))}}
+		return registerCommand{Peer{ID: id, Name: []string{"a", "b"}[u.int(0, 1)], Role: RoleVoter, Boot: []string{"x", "y"}[u.int(0, 1)], Starts: uint64(u.int(1, 3)), Level: u.int(0, newestLevel)}}
 	case 11:
 		return holdCommand{[]string{"A", "B"}[u.int(0, 1)], u.int(0, 1) == 0}
 	case 12:
 		return forgetCommand{[]string{"A", "B"}[u.int(0, 1)]}
+	case 14:
+		return levelCommand{Level: int64(u.int(1, newestLevel)), By: []string{"A", "B"}[u.int(0, 1)]}
+	case 15, 16:
+		return clockCommand{int64(u.int(0, 40))}
 	case 13:
 		return auditCommand{Audit{Time: time.Unix(int64(u.int(1, 5)), 0), Actor: "root@host", Action: "recover", Reason: []string{"", "two disks are lost"}[u.int(0, 1)]}}
 	case 9:

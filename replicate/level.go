@@ -20,6 +20,7 @@ import (
 //
 //	1  the kinds up to kindHold
 //	2  kindAudit, kindLevel
+//	3  kindClock; a change has a time, which is a part of its leaf
 //
 // A node says with its registration which level it supports. The leader raises the level to what all nodes support that are
 // members or in the node table, also those that do not answer now; Apply holds the command against the node table as it is
@@ -31,7 +32,8 @@ import (
 const (
 	firstLevel  = 1
 	auditLevel  = 2
-	newestLevel = auditLevel
+	clockLevel  = 3
+	newestLevel = clockLevel
 )
 
 // NewestLevel is the highest feature level that this version supports.
@@ -59,10 +61,13 @@ func unknownFormat(what string, have, known byte) error {
 
 // levelOf returns from which level on commands of a kind may be in the log.
 func levelOf(kind byte) int {
-	if kind <= kindHold {
+	switch {
+	case kind <= kindHold:
 		return firstLevel
+	case kind <= kindLevel:
+		return auditLevel
 	}
-	return auditLevel
+	return clockLevel
 }
 
 // levelCommand raises the level of the cluster.

@@ -97,6 +97,7 @@ var gauges = []struct {
 	{gauge("applied_index", "Index of the last entry in the catalog."), func(st Status) float64 { return float64(st.Applied) }},
 	{gauge("leaves", "Changes of manifests so far (leaves of the Merkle tree)."), func(st Status) float64 { return float64(st.Seq) }},
 	{gauge("manifests", "Module versions in the catalog."), func(st Status) float64 { return float64(st.Manifests) }},
+	{gauge("clock_ahead_seconds", "By how much the newest time of the catalog is ahead of this node's clock."), func(st Status) float64 { return max(time.Until(st.Clock).Seconds(), 0) }},
 	{gauge("conflicts", "Refused manifests that are kept as evidence."), func(st Status) float64 { return float64(st.Conflicts) }},
 	{gauge("frozen_databases", "Checksum databases frozen by a fork that nobody acknowledged."), func(st Status) float64 { return float64(len(st.Frozen)) }},
 	{gauge("catalog_bytes", "Size of the catalog."), func(st Status) float64 { return float64(st.CatalogBytes) }},

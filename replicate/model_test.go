@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,7 +32,16 @@ type model struct {
 	members   []string // ids of the last configuration
 	level     int
 	audits    []Audit
-	leaves    []artifact.Manifest // in the order in which they were committed, each time one grew
+	leaves    []grown // in the order in which they were committed
+	clock     int64   // microseconds since 1970
+	dated     bool    // clock is more than the number of the last leaf
+}
+
+// grown is a manifest as it was each time one grew.
+type grown struct {
+	artifact.Manifest
+	at    int64 // microseconds since 1970
+	dated bool  // the time is a part of the leaf
 }
 
 type knownFork struct {
@@ -238,7 +248,7 @@ func (m *model) publish(p artifact.Publication, t tree, forged forgery, rightInf
 		return verdict{manifest: old}
 	}
 	m.manifests[n.Module] = now
-	m.leaves = append(m.leaves, now)
+	m.grow(now)
 	for _, part := range []struct {
 		data     []byte
 		ref, now artifact.Ref
@@ -248,6 +258,29 @@ func (m *model) publish(p artifact.Publication, t tree, forged forgery, rightInf
 		}
 	}
 	return verdict{manifest: now}
+}
+
+// grow adds a leaf. From level 3 on it is later than all before, and after the last time that was told.
+func (m *model) grow(now artifact.Manifest) {
+	g := grown{Manifest: now, at: int64(len(m.leaves)), dated: m.level >= clockLevel}
+	if g.dated {
+		if m.dated {
+			g.at = m.clock + 1
+		}
+		m.clock, m.dated = g.at, true
+	}
+	m.leaves = append(m.leaves, g)
+}
+
+// date judges the time that a leader's clock shows.
+func (m *model) date(at int64) verdict {
+	if m.level < clockLevel || at > maxClock {
+		return refusal
+	}
+	if !m.dated && at >= int64(len(m.leaves)) || m.dated && at > m.clock {
+		m.clock, m.dated = at, true
+	}
+	return verdict{}
 }
 
 // rightPart reports whether data, or what is known under ref, are the bytes of ref and right.
@@ -381,7 +414,11 @@ func (m *model) audit(a Audit) verdict {
 func (m *model) root() tlog.Hash {
 	hashes := memoryHashes{}
 	for i, leaf := range m.leaves {
-		more, err := tlog.StoredHashes(int64(i), encoded(leaf), &hashes)
+		data := encoded(leaf.Manifest)
+		if leaf.dated {
+			data = binary.BigEndian.AppendUint64(append(data, 0), uint64(leaf.at))
+		}
+		more, err := tlog.StoredHashes(int64(i), data, &hashes)
 		if err != nil {
 			panic(err)
 		}
@@ -392,6 +429,16 @@ func (m *model) root() tlog.Hash {
 		panic(err)
 	}
 	return h
+}
+
+// changes returns the newest leaf of each module version, in order, as text.
+func (m *model) changes() (all []string) {
+	for i, leaf := range m.leaves {
+		if !slices.ContainsFunc(m.leaves[i+1:], func(later grown) bool { return later.Module == leaf.Module }) {
+			all = append(all, fmt.Sprint(i, leaf.at, leaf.Module))
+		}
+	}
+	return all
 }
 
 type memoryHashes []tlog.Hash

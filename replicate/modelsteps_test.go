@@ -138,10 +138,10 @@ func (s stepper) history() history {
 func (s stepper) step() step {
 	steps := map[string]func() step{
 		"publish": s.publish, "head": s.head, "fork": s.fork, "ack fork": s.ackFork, "listing": s.listing, "trust": s.trust,
-		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster, "level": s.level, "audit": s.audit,
+		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster, "level": s.level, "audit": s.audit, "clock": s.clock,
 	}
 	return steps[pick(s, "kind", "publish", "head", "publish", "publish", "publish", "head", "publish", "fork", "ack fork", "ack fork",
-		"listing", "register", "hold", "register", "level", "trust", "forget", "cluster", "audit")]()
+		"listing", "register", "hold", "register", "level", "trust", "forget", "cluster", "audit", "clock", "clock", "level")]()
 }
 
 func (s stepper) trust() step {
@@ -371,7 +371,7 @@ func (s stepper) node() string { return pick(s, "node", "A", "A", "B", "C") }
 
 func (s stepper) register() step {
 	id := s.node()
-	p := Peer{ID: id, Name: strings.ToLower(id), Role: RoleVoter, Level: pick(s, "level", newestLevel, newestLevel, 0), Boot: pick(s, "boot", "x", "x", "y"), Starts: max(1, s.m.nodes[id].Starts+uint64(s.n("starts", 0, 2)))}
+	p := Peer{ID: id, Name: strings.ToLower(id), Role: RoleVoter, Level: pick(s, "level", newestLevel, newestLevel, 0, auditLevel), Boot: pick(s, "boot", "x", "x", "y"), Starts: max(1, s.m.nodes[id].Starts+uint64(s.n("starts", 0, 2)))}
 	switch pick(s, "but", "", "", "as a replica", "as a boss", "with another name", "from an old image") {
 	case "as a replica":
 		p.Role = RoleReplica
@@ -400,8 +400,14 @@ func (s stepper) forget() step {
 }
 
 func (s stepper) level() step {
-	level, by := pick(s, "level", newestLevel, newestLevel, firstLevel), s.node()
+	level, by := pick(s, "level", newestLevel, newestLevel, firstLevel, auditLevel), s.node()
 	return step{fmt.Sprintf("%s raises the level to %d", by, level), levelCommand{Level: int64(level), By: by}, func(m *model) verdict { return m.raise(level, by) }}
+}
+
+func (s stepper) clock() step {
+	at := pick(s, "clock", s.m.clock+int64(s.n("passed", -3, 9)), int64(s.n("clock", 0, 20)), maxClock+1)
+	at = max(at, 0)
+	return step{fmt.Sprintf("the clock shows %d", at), clockCommand{at}, func(m *model) verdict { return m.date(at) }}
 }
 
 func (s stepper) audit() step {

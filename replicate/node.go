@@ -78,6 +78,7 @@ type Config struct {
 	wrapLog func(logBackend) logBackend // set by tests to make the disk fail
 	hung    time.Duration               // set by tests; 0: the constant
 	level   int                         // feature level that is supported; set by tests; 0: newestLevel
+	now     func() time.Time            // set by tests; nil: the clock
 }
 
 func (c *Config) setDefaults() {
@@ -92,6 +93,9 @@ func (c *Config) setDefaults() {
 	c.LogBudget = orDefault(c.LogBudget, 8<<30)
 	c.hung = orDefault(c.hung, artifact.HungLimit())
 	c.level = orDefault(c.level, newestLevel)
+	if c.now == nil {
+		c.now = time.Now
+	}
 	c.reconcile = orDefault(c.reconcile, time.Second)
 	c.Voters = orDefault(c.Voters, 3)
 }

@@ -175,15 +175,23 @@ func (n *Node) recheck(p *proposal) error {
 
 // flush takes one entry through the log and answers its proposals.
 func (n *Node) flush(batch []*proposal) {
-	entry := []byte{entryFormat}
+	date, err := n.date(batch)
+	entry := append([]byte{entryFormat}, date...)
 	for _, p := range batch {
 		entry = append(entry, p.cmd...)
 	}
 	n.metrics.proposed(len(batch), len(entry))
-	fault.Point(fault.ProposeBegin)
-	results, index, err := n.commit(entry)
+	var results []result
+	var index uint64
+	if err == nil {
+		fault.Point(fault.ProposeBegin)
+		results, index, err = n.commit(entry)
+	}
 	if err == nil {
 		fault.Point(fault.ProposeDone)
+	}
+	if len(date) > 0 && len(results) > 0 {
+		results = results[1:]
 	}
 	if err == nil && len(results) != len(batch) {
 		err = fmt.Errorf("%d results for %d commands: %w", len(results), len(batch), artifact.ErrUnavailable)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"iter"
 	"sync"
+	"time"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
@@ -287,6 +288,7 @@ type Status struct {
 	Root          tlog.Hash `json:"root"`    // its root
 	Manifests     int64     `json:"manifests"`
 	Conflicts     int64     `json:"conflicts"`
+	Clock         time.Time `json:"clock"` // every change up to then is in the catalog
 	CatalogBytes  int64     `json:"catalogBytes"`
 	LogBytes      int64     `json:"logBytes"`
 	Databases     []string  `json:"databases"` // trusted checksum databases
@@ -326,6 +328,9 @@ func (c *catalog) fill(ctx context.Context, st *Status) error {
 		st.Seq, st.Root = tree.size, tree.root()
 		st.Cluster, st.Level = s.cluster(), s.level()
 		st.Applied, st.Term = s.applied()
+		if at, err := s.clock(); err == nil { // else it is told as damage when it is needed
+			st.Clock = time.UnixMicro(max(at, 0)).UTC()
+		}
 		st.Manifests, st.Conflicts = s.number(keyManifests), s.number(keyConflicts)
 		st.CatalogBytes = s.tx.Size()
 		return s.bucket(bucketKeys).ForEach(func(k, _ []byte) error {

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/mod/sumdb/tlog"
-
 	"modmirror/mirror/artifact"
 )
 
@@ -72,7 +70,7 @@ func (s *scrub) run() error {
 			return err
 		}
 	}
-	tree, err := s.leaves(want.size)
+	tree, _, err := s.leaves(want.size)
 	if err != nil {
 		return err
 	}
@@ -126,27 +124,36 @@ func (s state) part(bucket, after []byte, n int, row func(key, value []byte) err
 // errLast ends the leaves that are looked at.
 var errLast = errors.New("last leaf")
 
-// leaves builds the Merkle tree of the first n leaves, and compares each with its manifest.
-func (k *checker) leaves(n int64) (tree compact, err error) {
+// leaves builds the Merkle tree of the first n leaves, and compares each with its manifest and with the one before, up to the
+// last.
+func (k *checker) leaves(n int64) (tree compact, last leaf, err error) {
 	err = k.each(bucketLeaves, func(key, value []byte) error {
 		seq := tree.size
 		if seq == n {
 			return errLast
 		}
-		if len(key) != 8 || len(value) <= tlog.HashSize || !bytes.Equal(key, bigEndian(seq)) {
-			return k.bad("leaf %x of the Merkle tree: malformed or out of order, expected %d", key, seq)
+		l, err := parseLeaf(key, value)
+		if err != nil || l.seq != seq {
+			return k.bad("leaf %x of the Merkle tree: malformed or out of order, expected %d (%v)", key, seq, err)
 		}
-		tree.add(tlog.Hash(value[:tlog.HashSize]))
-		row, ok, err := k.manifest(value[tlog.HashSize:])
+		tree.add(l.hash)
+		before := last
+		last = leaf{seq: seq, stamp: bytes.Clone(l.stamp)}
+		if err := last.follows(before); err != nil && seq > 0 {
+			if err := k.bad("leaf %d of the Merkle tree: %w", seq, err); err != nil {
+				return err
+			}
+		}
+		row, ok, err := k.manifest(l.key)
 		if err != nil || !ok || row.seq < seq {
-			return k.bad("leaf %d of the Merkle tree stands for %q, which has no manifest that new (%v)", seq, value[tlog.HashSize:], err)
+			return k.bad("leaf %d of the Merkle tree stands for %q, which has no manifest that new (%v)", seq, l.key, err)
 		}
 		return nil
 	})
 	if errors.Is(err, errLast) {
 		err = nil
 	}
-	return tree, err
+	return tree, last, err
 }
 
 // Scrub checks the catalog row by row as the start of a node does in the background, and takes a quarter of one core at most. What

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
@@ -65,8 +66,9 @@ func (s state) manifest(key []byte) (row manifestRow, ok bool, err error) {
 
 // isLeaf reports whether leaf seq of the Merkle tree stands for enc, the encoding of the manifest under key.
 func (s state) isLeaf(seq int64, key, enc []byte) bool {
-	leaf, have := tlog.RecordHash(enc), s.bucket(bucketLeaves).Get(bigEndian(seq))
-	return len(have) == len(leaf)+len(key) && bytes.HasPrefix(have, leaf[:]) && bytes.HasSuffix(have, key)
+	k := bigEndian(seq)
+	l, err := parseLeaf(k, s.bucket(bucketLeaves).Get(k))
+	return err == nil && l.hash == leafHash(enc, l.stamp) && bytes.Equal(l.key, key)
 }
 
 func uvarintLen(n uint64) int { return len(binary.AppendUvarint(nil, n)) }
@@ -93,11 +95,15 @@ func (s state) putManifest(m artifact.Manifest, isNew bool) (seq int64, err erro
 	if err != nil {
 		return 0, err
 	}
-	seq, key, leaf := tree.size, moduleKey(m.Module), tlog.RecordHash(enc)
-	tree.add(leaf)
+	stamp, err := s.stamp()
+	if err != nil {
+		return 0, err
+	}
+	seq, key, hash := tree.size, moduleKey(m.Module), leafHash(enc, stamp)
+	tree.add(hash)
 	if err := errors.Join(
 		s.bucket(bucketManifests).Put(key, append(binary.AppendUvarint(nil, uint64(seq)), enc...)),
-		s.bucket(bucketLeaves).Put(bigEndian(seq), append(leaf[:], key...)),
+		s.bucket(bucketLeaves).Put(bigEndian(seq), slices.Concat(hash[:], key, stamp)),
 		s.setMerkle(tree),
 	); err != nil {
 		return 0, err
@@ -370,6 +376,8 @@ func checkConfigRow(k, v []byte) error {
 	case string(keyManifests), string(keyConflicts):
 		n, _ := binary.Uvarint(v)
 		ok = bytes.Equal(binary.AppendUvarint(nil, n), v)
+	case string(keyClock):
+		ok = checkClockRow(v)
 	case string(keyCluster):
 		ok = len(v) > 0 && len(v) <= maxCluster
 	default:

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/mod/module"
@@ -254,6 +255,7 @@ func (r *run) check(rt *rapid.T) {
 		{"listings", r.listings(), r.model.listings},
 		{"nodes", r.nodes(), r.model.nodes},
 		{"audit", r.audits(), r.model.audits},
+		{"changes", r.changes(), r.model.changes()},
 	} {
 		if !reflect.DeepEqual(what.got, what.want) {
 			rt.Fatalf("%s: %+v, want %+v", what.name, what.got, what.want)
@@ -416,6 +418,38 @@ func (r *run) nodes() map[string]Peer {
 		}
 		return err
 	})
+	return all
+}
+
+// changes also asks for the first change since the time of each.
+func (r *run) changes() (all []string) {
+	ctx, c := r.t.Context(), r.straight.catalog
+	last, total := time.Time{}, int64(len(r.model.leaves))
+	for change, err := range c.Changes(ctx, 0) {
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			t    time.Time
+			want int64
+		}{{change.At, change.Seq}, {change.At.Add(1), change.Seq + 1}, {change.At.Add(-1), change.Seq}} {
+			if got, err := c.SeqAt(ctx, tt.t); err != nil || got != tt.want {
+				r.rt.Fatalf("SeqAt(%v) = %d, %v, want %d", tt.t, got, err, tt.want)
+			}
+		}
+		if !change.At.After(last) {
+			r.rt.Fatalf("change %d is of %v, after one of %v", change.Seq, change.At, last)
+		}
+		last = change.At
+		all = append(all, fmt.Sprint(change.Seq, change.At.UnixMicro(), change.Manifest.Module))
+	}
+	now, err := c.Clock(ctx)
+	if err != nil || now.Before(last) {
+		r.rt.Fatalf("Clock() = %v, %v, and the last change is of %v", now, err, last)
+	}
+	if got, err := c.SeqAt(ctx, now.Add(time.Microsecond)); err != nil || got != total {
+		r.rt.Fatalf("SeqAt(behind the clock) = %d, %v, want %d", got, err, total)
+	}
 	return all
 }
 

@@ -173,7 +173,22 @@ func (n *node) view(ctx context.Context) clusterView {
 	if st.Diverged != "" {
 		v.Problems = append(v.Problems, st.Diverged)
 	}
+	if p := clockProblem(st.Clock, time.Now()); p != "" {
+		v.Problems = append(v.Problems, p)
+	}
 	return v
+}
+
+// clockSlack is by how much the clocks of nodes may differ before it is a problem.
+const clockSlack = time.Minute
+
+// clockProblem says that the catalog's newest time is one that this node's clock has not come to; "" if it has.
+func clockProblem(catalog, now time.Time) string {
+	ahead := catalog.Sub(now).Round(time.Second)
+	if ahead <= clockSlack {
+		return ""
+	}
+	return fmt.Sprintf("the newest time of the catalog, %s, is %s ahead of this node's clock: set the clocks of all nodes", catalog.Format(time.RFC3339), ahead)
 }
 
 // viewOf joins what the catalog says of a member with what it said of itself.

@@ -75,6 +75,20 @@ f     catching up  -     f:1      0        10   3              0 B     -     -  
 	}
 }
 
+// A time that the clock has not come to is a problem, unless it is a matter of moments.
+func TestClockProblem(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for ahead, want := range map[time.Duration]string{
+		-time.Hour:      "",
+		clockSlack:      "",
+		2*time.Hour + 1: "the newest time of the catalog, 2026-01-02T05:04:05Z, is 2h0m0s ahead of this node's clock: set the clocks of all nodes",
+	} {
+		if got := clockProblem(now.Add(ahead), now); got != want {
+			t.Errorf("%v ahead: %q, want %q", ahead, got, want)
+		}
+	}
+}
+
 // What another node says of itself cannot move the cursor of an operator's terminal, or add lines.
 func TestPlain(t *testing.T) {
 	if got, want := plain("ok\x1b[2J\n! fine é"), "ok?[2J?! fine é"; got != want {
