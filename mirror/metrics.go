@@ -21,10 +21,11 @@ const (
 	classQuery
 	classSumDB
 	classPage
+	classIndex
 	numClass
 )
 
-var classNames = [numClass]string{"bad", "info", "mod", "zip", "list", "latest", "query", "sumdb", "page"}
+var classNames = [numClass]string{"bad", "info", "mod", "zip", "list", "latest", "query", "sumdb", "page", "index"}
 
 func (c class) String() string { return classNames[c] }
 

@@ -12,6 +12,7 @@
 //	GET /sumdb/sum.golang.org/…                        the checksum database
 //	GET / /status /healthz /readyz /metrics            for people and machines that run the mirror
 //	GET /prove/golang.org/x/text@v0.3.0                what proves a version that is held
+//	GET /index?since=…&limit=…                         what is published, by time: see package feed
 //
 // What it promises:
 //
@@ -109,6 +110,7 @@ type Config struct {
 	Peers        Peers   // the other nodes of the cluster; nil: there are none
 	Proofs       Prover  // needed with Peers
 	Changes      Changes // what Follow follows; nil: nothing
+	Feed         Feed    // what /index is made of; nil: 404
 	Node         string  // the id of this node, whose Changes they are: what is remembered of another's is of no use
 	Dir          string  // the data directory, for follow.json, scrub.json, pending/ and leftovers/; needed by Follow, Scrub and with "passthrough"
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
@@ -186,6 +188,8 @@ type Mirror struct {
 	pullLimit *rate.Limiter // of background pulls; nil: none
 	pending   *pending      // nil: what cannot be committed is not kept
 	followed  follower      // what Progress reports
+	indexes   chan struct{} // slots of pages of /index that are being made
+	waiting   chan struct{} // slots of clients that wait for an entry of it
 
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
@@ -242,6 +246,8 @@ func New(c Config) (*Mirror, error) {
 		pulls:     make(chan struct{}, c.MaxZipFetches),
 		relays:    make(chan struct{}, c.MaxZipFetches),
 		pullLimit: newLimit(c.PullLimit),
+		indexes:   make(chan struct{}, maxIndexes),
+		waiting:   make(chan struct{}, maxWaiting),
 		passing:   make(chan struct{}, 1),
 		losses:    newLosses(),
 		condemns:  make(chan struct{}, 4),

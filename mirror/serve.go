@@ -93,6 +93,10 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 		w.class = classPage
 		return m.serveProof(w, r, rest)
 	}
+	if path == indexPath {
+		w.class = classIndex
+		return m.serveIndex(w, r)
+	}
 	p := strings.TrimPrefix(path, cachedOnly)
 	if strings.HasPrefix(p, "/sumdb/") {
 		w.class = classSumDB

@@ -329,6 +329,7 @@ func (n *node) openMirror() error {
 	if n.upstream != nil {
 		c.Upstream = n.upstream
 	}
+	c.Feed = n.replica
 	c.Changes, c.Node, c.Dir = n.replica, n.replica.ID(), n.config.DataDir
 	c.Names, c.GCEvery, c.TrashKeep, c.DiskLow = names{n.replica, n}, n.config.Garbage.Every, n.config.Garbage.TrashKeep, n.diskIsLow
 	n.scrubOptions(&c)
