@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +26,9 @@ type conn struct {
 	link  *Link
 	stall time.Duration // >0: a connection of the bulk client, which may not stand still for longer
 	once  sync.Once
+
+	uncounted atomic.Int64                 // bytes that came and are in no counter yet
+	counter   atomic.Pointer[atomic.Int64] // nil: it is not known from which zone they come
 
 	peer string // guarded by link.mu, as all that follows: certificate and host, counted in perPeer
 	node string
@@ -43,7 +47,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	if c.stall > 0 {
 		c.SetDeadline(time.Now().Add(c.stall))
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	c.received(n)
+	return n, err
 }
 
 func (c *conn) Write(b []byte) (int, error) {

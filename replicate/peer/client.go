@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"time"
 )
@@ -68,6 +69,9 @@ func (l *Link) Do(ctx context.Context, q Request) (*http.Response, error) {
 }
 
 func (l *Link) do(ctx context.Context, q Request) (*http.Response, error) {
+	var c *conn // on which the answer came
+	var k kind
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(g httptrace.GotConnInfo) { c, k = connOf(g.Conn) }})
 	r, err := http.NewRequestWithContext(ctx, q.Method, "https://"+q.Addr+q.Path, q.Body)
 	if err != nil {
 		return nil, err
@@ -90,10 +94,14 @@ func (l *Link) do(ctx context.Context, q Request) (*http.Response, error) {
 	if err != nil {
 		return nil, l.diagnose(ctx, err, q.Addr)
 	}
-	if err := l.answered(resp, q); err != nil {
+	h, err := l.answered(resp, q)
+	if err != nil {
 		resp.Body.Close()
 		l.metrics.dialRefused(ClassOf(err))
 		return nil, err
+	}
+	if c != nil {
+		c.from(h, k)
 	}
 	return resp, nil
 }
@@ -121,29 +129,29 @@ func (l *Link) diagnose(ctx context.Context, err error, addr string) error {
 	return err
 }
 
-// answered checks the handshake of an answer.
-func (l *Link) answered(resp *http.Response, q Request) error {
+// answered checks the handshake of an answer, and returns who gave it.
+func (l *Link) answered(resp *http.Response, q Request) (Hello, error) {
 	if c := resp.Header.Get(refusedHeader); c != "" {
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, maxText))
 		r := Refuse(Class(c), "%s", b)
 		r.By = q.Addr
 		if err := r.check(); err != nil {
-			return err
+			return Hello{}, err
 		}
-		return r
+		return Hello{}, r
 	}
 	h, err := l.parse(resp.Header.Get(helloHeader))
 	if err != nil {
-		return Refuse(WrongProtocol, "the node at %s does not say who it is (%v): the two nodes run versions that are too different", q.Addr, err)
+		return h, Refuse(WrongProtocol, "the node at %s does not say who it is (%v): the two nodes run versions that are too different", q.Addr, err)
 	}
 	w := asMember
 	if isOpenPath(q.Path) {
 		w = asFresh
 	}
 	if r := l.answers(h, q.Node, q.Addr, w); r != nil {
-		return r
+		return h, r
 	}
-	return nil
+	return h, nil
 }
 
 func isOpenPath(p string) bool {

@@ -114,6 +114,7 @@ func (l *Link) greeted(r *http.Request, c *conn) *Refusal {
 	l.mu.Lock()
 	c.node = h.Node
 	l.mu.Unlock()
+	c.from(h, map[bool]kind{true: kindControl, false: kindBlobs}[r.ProtoMajor == 2])
 	*r = *r.WithContext(context.WithValue(r.Context(), helloKey, h))
 	return nil
 }

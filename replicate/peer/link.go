@@ -79,6 +79,7 @@ type Link struct {
 	bulk    *http.Transport
 	probes  singleflight.Group
 	said    sayOnce
+	wan     wan
 
 	inFlight atomic.Int64 // requests of other nodes
 

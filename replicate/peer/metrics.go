@@ -14,6 +14,7 @@ type metrics struct {
 	refusals *prometheus.CounterVec
 	conns    prometheus.GaugeFunc
 	expires  prometheus.GaugeFunc
+	wan      wanMetrics
 }
 
 const metricPrefix = "modmirror_peer_"
@@ -22,7 +23,7 @@ func newMetrics(l *Link) (*metrics, error) {
 	if l.config.Metrics == nil {
 		return nil, nil
 	}
-	m := &metrics{registry: l.config.Metrics}
+	m := &metrics{registry: l.config.Metrics, wan: wanMetrics{l}}
 	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{Name: metricPrefix + "refusals_total", Help: "Connections and requests between nodes that were refused, by who dialed and why."}, []string{"dialed", "class"})
 	m.conns = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: metricPrefix + "connections", Help: "Open connections to other nodes."}, func() float64 {
 		l.mu.Lock()
@@ -53,7 +54,7 @@ func newMetrics(l *Link) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.refusals, m.conns, m.expires}
+	return []prometheus.Collector{m.refusals, m.conns, m.expires, m.wan}
 }
 
 func (m *metrics) close() {

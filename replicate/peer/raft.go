@@ -43,6 +43,7 @@ func (l *Link) acceptRaft(ctx context.Context, c *conn, tc *tls.Conn, busy bool)
 	l.settle(c)
 	c.node = f.Hello.Node
 	l.mu.Unlock()
+	c.from(f.Hello, kindRaft)
 	if !l.raft.give(ctx, tc) {
 		tc.Close()
 	}
@@ -95,8 +96,10 @@ func (l *Link) greet(tc *tls.Conn, node, addr string) error {
 			return asRefusal(err)
 		}
 	}
+	c := tc.NetConn().(*conn)
 	l.mu.Lock()
-	tc.NetConn().(*conn).node = node
+	c.node = node
 	l.mu.Unlock()
+	c.from(f.Hello, kindRaft)
 	return nil
 }
