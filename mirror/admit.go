@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"golang.org/x/mod/module"
 
@@ -62,6 +63,7 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
+	start := time.Now()
 	d, err := m.config.Store.Create(ref.Size + 1)
 	if err != nil {
 		return err
@@ -75,6 +77,7 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	}
 	m.returned(ref.Digest, fromNode)
 	m.metrics.peerBytes.Add(float64(ref.Size))
+	m.happened(Event{What: Stored, Module: man.Module, Kind: k, Bytes: ref.Size, Took: time.Since(start), Source: source}, nil)
 	return nil
 }
 
@@ -156,13 +159,13 @@ func (a *admission) refuse(d *artifact.Draft, err error) error {
 	if !isRefusal(err) {
 		return err
 	}
-	attrs := []any{"module", a.mv.Path, "version", a.mv.Version, "kind", a.kind, "source", a.source, "digest", a.ref.Digest}
-	a.m.alarm("peer", failPeer, err, attrs...)
+	e := Event{Module: a.mv, Kind: a.kind, Source: a.source, Bytes: a.ref.Size}
+	a.m.alarm("peer", failPeer, err, e, "digest", a.ref.Digest)
 	if d == nil || d.Size() == 0 {
 		return err
 	}
 	if qerr := d.Quarantine(err.Error()); qerr != nil {
-		a.m.log.Warn("cannot quarantine what a peer sent", append(attrs, "err", qerr)...)
+		a.m.log.Warn("cannot quarantine what a peer sent", append(e.attrs(), "digest", a.ref.Digest, "err", qerr)...)
 	}
 	return err
 }

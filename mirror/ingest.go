@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -44,6 +45,7 @@ type intake struct {
 	mute bool              // a refusal is not the last word: raise no alarm
 
 	ref    artifact.Ref // set once accept has said yes
+	source string       // who sent it, likewise
 	small  []byte       // of an info or go.mod
 	copies *copies      // of a blob, to other nodes; nil: none
 
@@ -66,6 +68,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if err := cmp.Or(m.config.Store.Err(), m.room(0)); err != nil {
 		return have, nil, err // nobody is asked for what cannot be kept
 	}
+	start := time.Now()
 	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
 	defer in.endSpread()
 	defer in.letGo()
@@ -89,6 +92,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	}
 	if in.want == in.ref { // only the bytes were missing
 		in.mend(ctx)
+		in.stored(start)
 		return have, in.small, nil
 	}
 	won, err := in.publish(ctx)
@@ -99,6 +103,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if won.Ref(k) != in.ref {
 		return won, nil, nil
 	}
+	in.stored(start)
 	return won, in.small, nil
 }
 
@@ -162,7 +167,7 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 		}
 		in.m.returned(ref.Digest, fromUpstream)
 	}
-	in.ref = ref
+	in.ref, in.source = ref, source
 	in.m.reached("store")
 	in.m.metrics.stageDone(stageStore, start)
 	return nil
@@ -293,7 +298,7 @@ func (in *intake) publish(ctx context.Context) (artifact.Manifest, error) {
 	if err != nil {
 		err = fmt.Errorf("publish: %w", err)
 		if isRefusal(err) {
-			in.m.alarm(in.id, failConflict, err, "module", in.man.Module.Path, "version", in.man.Module.Version, "kind", in.kind)
+			in.m.alarm(in.id, failConflict, err, Event{Module: in.man.Module, Kind: in.kind, Source: in.source})
 		}
 		return artifact.Manifest{}, notAbsent(err)
 	}
@@ -351,7 +356,7 @@ func (in *intake) reject(d *artifact.Draft, reason string, err error, source str
 		return
 	}
 	mv := in.man.Module
-	in.m.alarm(in.id, reason, err, "module", mv.Path, "version", mv.Version, "kind", in.kind, "source", source, "digest", d.Ref().Digest)
+	in.m.alarm(in.id, reason, err, Event{Module: mv, Kind: in.kind, Source: source, Bytes: d.Size()}, "digest", d.Ref().Digest)
 	if d.Size() == 0 {
 		return
 	}
@@ -360,10 +365,17 @@ func (in *intake) reject(d *artifact.Draft, reason string, err error, source str
 	}
 }
 
-// alarm counts and logs a failed check with all its evidence.
-func (m *Mirror) alarm(id string, reason string, err error, attrs ...any) {
+// stored tells that an artifact has come in, whose ingest began at start.
+func (in *intake) stored(start time.Time) {
+	in.m.happened(Event{What: Stored, Module: in.man.Module, Kind: in.kind, Bytes: in.ref.Size, Took: time.Since(start), Source: in.source}, nil)
+}
+
+// alarm counts, logs and tells a failed check of what e is about, with all its evidence.
+func (m *Mirror) alarm(id string, reason string, err error, e Event, attrs ...any) {
 	m.metrics.failures.WithLabelValues(reason).Inc()
-	m.log.Error("verification failed", append(attrs, "reason", reason, "err", err, "id", id)...)
+	m.log.Error("verification failed", slices.Concat(e.attrs(), attrs, []any{"reason", reason, "err", err, "id", id})...)
+	e.What = Refused
+	m.happened(e, err)
 }
 
 // reached lets a test stop the process, as it were, after a step.

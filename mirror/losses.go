@@ -223,6 +223,10 @@ func (m *Mirror) alarmLoss(d artifact.Digest, l *loss) {
 	if l.by == byScrub {
 		m.scrub.foundBad()
 	}
+	m.losses.mu.Lock()
+	e := Event{What: Damaged, Module: l.module, Kind: l.kind} // which may not be known yet
+	m.losses.mu.Unlock()
+	m.happened(e, errors.New(l.reason))
 	if !m.losses.lines.Allow() {
 		return
 	}
@@ -281,6 +285,7 @@ func (m *Mirror) returned(d artifact.Digest, from string) {
 	delete(ls.open, d)
 	ls.healed[from]++
 	ls.mu.Unlock()
+	m.happened(Event{What: Healed, Module: l.module, Kind: l.kind, Took: time.Since(l.found), Source: from}, nil)
 	m.log.Info("a damaged blob is healed", "module", l.module.Path, "version", l.module.Version, "kind", l.kind, "digest", d, "from", from, "after", time.Since(l.found))
 }
 

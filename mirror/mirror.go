@@ -147,6 +147,7 @@ type Config struct {
 	HotBytes      int64 // memory for infos, go.mods and small zips; 0: 64 MiB
 	ListBytes     int64 // memory for lists, @latest and queries, each; 0: 32 MiB
 
+	OnEvent        func(Event)                                  // is told what happens, in any order; must not block; nil: nobody is
 	Log            *slog.Logger                                 // nil discards
 	Metrics        prometheus.Registerer                        // nil: none
 	MetricsHandler http.Handler                                 // answers /metrics; nil: 404

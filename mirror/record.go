@@ -35,7 +35,7 @@ func (m *Mirror) recorded(ctx context.Context, mv module.Version, have artifact.
 				err = fmt.Errorf("checksum database: %w", err)
 			}
 			if isRefusal(err) {
-				m.alarm(id, failRecord, err, "module", mv.Path, "version", mv.Version)
+				m.alarm(id, failRecord, err, Event{Module: mv})
 			}
 			return artifact.Manifest{}, err
 		}

@@ -96,7 +96,7 @@ func (t *topic) askAround(ctx context.Context, path string) (*seen, error) {
 // lied raises the alarm about a node that tells what no upstream can have told it, and returns what clients are told.
 func (m *Mirror) lied(t Told, path string, err error) error {
 	err = fromPeer(t.From, err)
-	m.alarm("peer", failPeer, err, "module", path, "source", t.From)
+	m.alarm("peer", failPeer, err, Event{Module: module.Version{Path: path}, Source: t.From})
 	return err
 }
 
