@@ -66,6 +66,8 @@ type pulse struct {
 	mu         sync.Mutex
 	leaderless time.Time       // guarded by mu; since when no leader is known; zero: one is
 	silent     map[string]bool // guarded by mu; nodes whose last heartbeat failed, while this node leads
+	led        string          // guarded by mu; who led last; empty: nobody since the start
+	changes    int64           // guarded by mu; how often another node was that than before
 }
 
 // listen follows raft's observations until the node closes.
@@ -79,6 +81,8 @@ func (n *Node) listen() {
 		return false
 	}))
 	n.pulse.leader(n.hasLeader())
+	_, id := n.raft.LeaderWithID()
+	n.pulse.leads(string(id))
 	n.background.Go(func() {
 		for {
 			select {
@@ -99,6 +103,8 @@ func (n *Node) observe(o raft.Observation) {
 	case raft.ResumedHeartbeatObservation:
 		n.pulse.heard(string(d.PeerID), true)
 		return
+	case raft.LeaderObservation:
+		n.pulse.leads(string(d.LeaderID))
 	case raft.RaftState:
 		if d == raft.Leader {
 			n.pulse.reset()
@@ -130,6 +136,29 @@ func (p *pulse) leader(known bool) {
 	} else if p.leaderless.IsZero() {
 		p.leaderless = time.Now()
 	}
+}
+
+// leads notes who leads.
+func (p *pulse) leads(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if id == "" || id == p.led {
+		return
+	}
+	if p.led != "" {
+		p.changes++
+	}
+	p.led = id
+}
+
+// Leader returns who leads, as far as this node knows, how often that was another node than before since this one was opened,
+// and a channel that is closed when it may have changed. The id is empty while there is none.
+func (n *Node) Leader() (id string, changes int64, moved <-chan struct{}) {
+	moved = n.moved.wait() // before looking
+	_, server := n.raft.LeaderWithID()
+	n.pulse.mu.Lock()
+	defer n.pulse.mu.Unlock()
+	return string(server), n.pulse.changes, moved
 }
 
 // since returns since when no leader is known; zero if one is.

@@ -130,3 +130,28 @@ func TestFaultWhileSending(t *testing.T) {
 		t.Error("a stream goes on after a fault")
 	}
 }
+
+// Each node knows how often another one took the lead since it was opened, and is woken when that happens. The first one that
+// it hears of is none.
+func TestLeaderChanges(t *testing.T) {
+	c := newCluster(t, 3)
+	first := c.leader()
+	before := map[*Node]int64{}
+	for _, n := range c.nodes {
+		waitFor(t, "leader", func() bool { id, _, _ := n.Leader(); return id == first.ID() })
+		_, before[n], _ = n.Leader()
+	}
+	_, _, moved := first.Leader()
+	if err := first.TransferLeadership(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-moved
+	waitFor(t, "other leader", func() bool { return c.leader() != first })
+	for _, n := range c.nodes {
+		waitFor(t, "count of a change", func() bool { _, changes, _ := n.Leader(); return changes > before[n] })
+	}
+	lone := openNode(t, Config{Dir: t.TempDir()})
+	if id, changes, _ := lone.Leader(); id != lone.ID() || changes != 0 {
+		t.Errorf("a lone node: %q leads after %d changes", id, changes)
+	}
+}
