@@ -286,6 +286,7 @@ func (n *node) forward(ctx context.Context, leader replicate.Member, body []byte
 // onRefused is called when the cluster does not take this node, for good.
 func (n *node) onRefused(err error) {
 	n.log.Error("this node is no part of its cluster any more; what it holds is served, and nothing new is taken", "err", err)
+	n.activity.alarm("the cluster does not take this node any more: %v", err)
 	n.mu.Lock()
 	n.refused = err
 	n.mu.Unlock()

@@ -49,6 +49,7 @@ func (n *node) watchShunned(ctx context.Context) error {
 		switch err := n.shunned(); {
 		case err != nil && !said:
 			n.log.Error("the other nodes do not take this one: what it holds is served to who asks, and nothing new is taken", "err", err)
+			n.activity.alarm("the other nodes do not take this one: %v", err)
 			said = true
 		case err == nil && said:
 			n.log.Info("the other nodes take this one again")

@@ -64,7 +64,6 @@ type memberView struct {
 	Disk          string         `json:"disk,omitempty"`          // "ok", "low" or "full"
 	Scrubbed      time.Time      `json:"scrubbed,omitzero"`       // it has read every blob again since then
 	LeaderChanges *int64         `json:"leaderChanges,omitempty"` // that it has seen since it started
-	Profile       string         `json:"raftProfile,omitempty"`   // the timing of its raft
 	WAN           []wanView      `json:"wan,omitempty"`           // what it was sent by other zones since it started
 
 	// What the node works out that shows the view.

@@ -17,6 +17,7 @@ const (
 // others, because the disk is one. The node goes on serving what it has.
 func (n *node) onFault(err error) {
 	n.log.Error("the disk failed: nothing new is stored until this process is restarted on a sound disk; what is stored is still served", "err", err)
+	n.activity.alarm("the disk failed, nothing new is stored: %v", err)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.failed = err

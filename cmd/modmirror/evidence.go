@@ -92,6 +92,7 @@ func (n *node) keepEvidence(f artifact.Fork) {
 	}
 	if isNew {
 		n.log.Error("a checksum database has signed two histories; the evidence is in a file, for whoever runs or uses that database", "database", f.Database, "file", path)
+		n.activity.alarm("%s has signed two histories", f.Database)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

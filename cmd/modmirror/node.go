@@ -44,7 +44,8 @@ type node struct {
 	mirror    *mirror.Mirror
 	closers   []func() error // in the order of opening
 
-	front front
+	front    front
+	activity activity // what happened here lately
 
 	identity   atomic.Pointer[replicate.Identity] // set before link
 	opened     atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
@@ -336,6 +337,7 @@ func (n *node) openMirror() error {
 	if n.link != nil {
 		c.Peers, c.Proofs, c.PullLimit, c.OnQuorumLoss = peers{n}, n.replica, int64(n.config.Cluster.PullLimit), n.config.Cluster.OnLoss
 	}
+	c.OnEvent = n.onEvent
 	n.mirror, err = mirror.New(c)
 	if err != nil {
 		return err
@@ -365,6 +367,7 @@ func (n *node) run(ctx context.Context) error {
 		g.Go(func() error { return n.compareRoots(ctx) })
 		g.Go(func() error { return n.keepUp(ctx) })
 		g.Go(func() error { return n.watchShunned(ctx) })
+		g.Go(func() error { return n.watchLeader(ctx) })
 		g.Go(func() error { n.checkSeeds(ctx); return nil })
 		g.Go(func() error { n.giveWay(ctx); return nil })
 		g.Go(func() error { return n.mirror.CommitPending(ctx) })
