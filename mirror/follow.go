@@ -22,6 +22,7 @@ import (
 // Progress says how far this node holds the blobs that the catalog names.
 type Progress struct {
 	Watermark int64     // every blob of the changes before this place is durable here
+	Looked    int64     // blobs of the changes before this place were looked for: what is missing of them is known
 	Missing   int       // blobs that are known to be missing
 	Bytes     int64     // of them
 	Since     time.Time // since when the oldest of them is missing; zero if none is
@@ -473,7 +474,7 @@ func (f *follower) idle() time.Duration {
 
 // report tells Progress.
 func (f *follower) report() {
-	p := Progress{Watermark: f.watermark(), Missing: len(f.missing), Bytes: f.bytes}
+	p := Progress{Watermark: f.watermark(), Looked: f.next, Missing: len(f.missing), Bytes: f.bytes}
 	if len(f.missing) > 0 {
 		p.Since = f.missing[0].since // they are noted in order
 	}

@@ -101,7 +101,7 @@ func TestFollowHole(t *testing.T) {
 	begin := time.Now()
 	stop := n.follow()
 	hole := func(p Progress) bool {
-		return p.Watermark == 3 && p.Missing == 1 && p.Bytes == refs[3].Size && !p.Since.Before(begin)
+		return p.Watermark == 3 && p.Looked > 3 && p.Missing == 1 && p.Bytes == refs[3].Size && !p.Since.Before(begin)
 	}
 	n.until(hole)
 	for i, ref := range refs {

@@ -23,6 +23,7 @@ type Seen struct {
 	Member
 	Status  json.RawMessage // its last answer to GET /v1/status; nil: none yet
 	At      time.Time       // of that answer
+	Sent    time.Time       // when it was asked for
 	RTT     time.Duration   // how long it takes to ask it, smoothed
 	Healthy bool            // it answered lately
 	Asked   bool            // a question to it has ended, whichever way
@@ -146,7 +147,7 @@ func (t *Table) ask(ctx context.Context, m Member) {
 		}
 		return
 	}
-	r.misses, r.Healthy, r.Err, r.Status, r.At = 0, true, nil, b, now
+	r.misses, r.Healthy, r.Err, r.Status, r.At, r.Sent = 0, true, nil, b, now, begin
 	if rtt := now.Sub(begin); r.RTT == 0 {
 		r.RTT = rtt
 	} else {

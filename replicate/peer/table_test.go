@@ -96,7 +96,7 @@ func TestTable(t *testing.T) {
 		return s
 	}
 	until(t, "b is healthy, beside one that hangs", func() bool { return row("b").Healthy && asked.Load() > 5 })
-	if s := row("b"); string(s.Status) != `{"node":"b"}` || s.RTT <= 0 || s.At.IsZero() || s.Zone != "z1" || s.Err != nil {
+	if s := row("b"); string(s.Status) != `{"node":"b"}` || s.RTT <= 0 || s.Sent.IsZero() || s.At.Before(s.Sent) || s.Zone != "z1" || s.Err != nil {
 		t.Errorf("b: %+v", s)
 	}
 	until(t, "c has an error", func() bool {
