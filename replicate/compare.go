@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -78,6 +79,21 @@ func (n *Node) compareAll() {
 			return
 		}
 	}
+}
+
+// Agrees says whether the catalog of another node was the same as this one's at the newest of the places that it told of and
+// this node still knows the root of. known is false if there is none, as long as one of the two is far behind.
+func (n *Node) Agrees(id string) (same, known bool) {
+	n.followRoots()
+	n.rivals.mu.Lock()
+	reports := slices.Clone(n.rivals.reports[id])
+	n.rivals.mu.Unlock()
+	for _, rep := range slices.Backward(reports) {
+		if own, ok := n.roots.at(rep.seq); ok {
+			return own == rep.root, true
+		}
+	}
+	return false, false
 }
 
 // diverge ends the service of a catalog that is not what was committed.

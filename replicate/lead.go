@@ -107,6 +107,8 @@ func (n *Node) lead(ctx context.Context) {
 	for {
 		err := n.takeOffice(ctx)
 		if err == nil {
+			n.inOffice.Store(true)
+			defer n.inOffice.Store(false)
 			select {
 			case <-n.ready:
 			default:
@@ -127,6 +129,10 @@ func (n *Node) lead(ctx context.Context) {
 		}
 	}
 }
+
+// InOffice reports whether this node leads and has applied all that was committed before it did: its catalog is the newest that
+// there is.
+func (n *Node) InOffice() bool { return n.inOffice.Load() && n.raft.State() == raft.Leader }
 
 func (n *Node) takeOffice(ctx context.Context) error {
 	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {

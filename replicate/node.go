@@ -153,6 +153,7 @@ type Node struct {
 	raftDone     chan struct{}         // closed once raft has been told to end
 	ready        chan struct{}         // closed once this node has led and was caught up
 	office       atomic.Pointer[error] // why the last leadership of this node did not begin
+	inOffice     atomic.Bool           // it leads, and has begun to
 
 	starts    atomic.Uint64               // of this life; equal to the one before as long as the disk is full, see settle
 	uncounted atomic.Bool                 // this start is not in node.json yet

@@ -150,6 +150,9 @@ func TestLeaderChanges(t *testing.T) {
 	for _, n := range c.nodes {
 		waitFor(t, "count of a change", func() bool { _, changes, _ := n.Leader(); return changes > before[n] })
 	}
+	for _, n := range c.nodes {
+		waitFor(t, "who is in office", func() bool { return n.InOffice() == (n == c.leader()) })
+	}
 	lone := openNode(t, Config{Dir: t.TempDir()})
 	if id, changes, _ := lone.Leader(); id != lone.ID() || changes != 0 {
 		t.Errorf("a lone node: %q leads after %d changes", id, changes)

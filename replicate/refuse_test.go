@@ -188,6 +188,38 @@ func TestDiverged(t *testing.T) {
 	c.publish("example.com/b", "v1.0.0")
 }
 
+// Whether two nodes hold the same is known at the newest place of which both know the root, and else not at all.
+func TestAgrees(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir()})
+	db := trusting(t, n)
+	publish(t, n, db, "example.com/a", "v1.0.0")
+	n.followRoots()
+	at, root := n.Root()
+	publish(t, n, db, "example.com/b", "v1.0.0")
+	newer, newest := n.Root()
+	wrong := tlog.RecordHash([]byte("other"))
+	for _, step := range []struct {
+		seq         int64
+		root        tlog.Hash
+		same, known bool
+	}{
+		{newer + 1, wrong, false, false}, // ahead of this node
+		{at, wrong, false, true},
+		{at, root, true, true},
+		{newer, wrong, false, true},
+		{newer, newest, true, true},
+		{newer + 2, wrong, true, true}, // what is known is older
+	} {
+		n.Compare("other", step.seq, step.root)
+		if same, known := n.Agrees("other"); same != step.same || known != step.known {
+			t.Errorf("after (%d, %v): %v, %v, want %v, %v", step.seq, step.root, same, known, step.same, step.known)
+		}
+	}
+	if _, known := n.Agrees("stranger"); known {
+		t.Error("a node that said nothing agrees or does not")
+	}
+}
+
 // What is said ahead of this node is remembered until it gets there.
 func TestDivergedLater(t *testing.T) {
 	c := newCluster(t, 3)
