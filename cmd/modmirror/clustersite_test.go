@@ -35,6 +35,7 @@ type clusterNode struct {
 	via      string // where others reach it, if that is not peer
 	token    string // file with another secret than the cluster's
 	bin      string // another binary than the site's
+	at       place  // where it runs; nil: here
 	extra    []string
 	env      []string // besides that of all
 	pid      atomic.Int64
@@ -99,7 +100,7 @@ func (s *clusterSite) launch(n *clusterNode) {
 
 func (s *clusterSite) launchWith(n *clusterNode, args ...string) {
 	s.t.Helper()
-	p, err := launch(cmp.Or(n.bin, s.bin), s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, append(s.env(), n.env...), args)
+	p, err := launchAt(n.at, cmp.Or(n.bin, s.bin), s.dir, filepath.Join(s.dir, n.name+".log"), n.listen, append(s.env(), n.env...), args)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -146,13 +147,27 @@ func (s *clusterSite) alive() (out []*clusterNode) {
 	return out
 }
 
+// modmirror is a command of the program, to run where the node does.
+func (n *clusterNode) modmirror(ctx context.Context, s *clusterSite, args ...string) *exec.Cmd {
+	cmd := commandAt(ctx, n.at, s.bin, args...)
+	cmd.Env = s.env()
+	return cmd
+}
+
+// commandAt is a command to run at a place; nil: here.
+func commandAt(ctx context.Context, at place, name string, args ...string) *exec.Cmd {
+	if at == nil {
+		return exec.CommandContext(ctx, name, args...)
+	}
+	return at.Command(ctx, name, args...)
+}
+
 // command runs modmirror with the cluster's secret against a node.
 func (s *clusterSite) command(n *clusterNode, args ...string) (string, error) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.bin, slices.Concat([]string{"cluster"}, args, []string{"--peer", n.peer, "--cluster-token-file", s.token})...)
-	cmd.Env = s.env()
+	cmd := n.modmirror(ctx, s, slices.Concat([]string{"cluster"}, args, []string{"--peer", n.peer, "--cluster-token-file", s.token})...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -162,8 +177,7 @@ func (s *clusterSite) view(n *clusterNode) (v clusterView) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.bin, "cluster", "status", "--json", "--peer", n.peer, "--cluster-token-file", s.token)
-	cmd.Env = s.env()
+	cmd := n.modmirror(ctx, s, "cluster", "status", "--json", "--peer", n.peer, "--cluster-token-file", s.token)
 	out, err := cmd.Output() // it ends with 1 if there are problems
 	if jerr := json.Unmarshal(out, &v); jerr != nil {
 		s.t.Fatalf("cluster status of %s: %v, %v\n%s", n.name, err, jerr, out)
@@ -182,14 +196,20 @@ func (s *clusterSite) sees(n *clusterNode, what string, ok func(clusterView) boo
 // await polls until cond holds.
 func (s *clusterSite) await(what string, cond func() bool, last func() string) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	s.within(time.Minute, what, cond, last)
+}
+
+// within is await with another limit.
+func (s *clusterSite) within(limit time.Duration, what string, cond func() bool, last func() string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-ctx.Done():
-			s.t.Fatalf("no %s within a minute\n%s", what, last())
+			s.t.Fatalf("no %s within %v\n%s", what, limit, last())
 		case <-tick.C:
 		}
 	}
@@ -249,6 +269,11 @@ func (s *clusterSite) download(proxy, gomod string) (string, error) {
 
 // downloadIn is download in a directory that has a go.sum, unless sums is empty.
 func (s *clusterSite) downloadIn(dir, proxy, gomod, sums string) error {
+	return s.downloadAt(nil, dir, proxy, gomod, sums)
+}
+
+// downloadAt is downloadIn at a place; nil: here.
+func (s *clusterSite) downloadAt(at place, dir, proxy, gomod, sums string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
@@ -262,7 +287,7 @@ func (s *clusterSite) downloadIn(dir, proxy, gomod, sums string) error {
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "mod", "download", "all")
+	cmd := commandAt(ctx, at, "go", "mod", "download", "all")
 	cmd.Dir = dir
 	cmd.Env = append(s.env(), "GOPATH="+filepath.Join(dir, "gopath"), "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOTOOLCHAIN=local",
 		"GOCACHE="+filepath.Join(dir, "cache"), "GOSUMDB="+s.db.Key(), "GOPROXY="+proxy)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 // process is one `modmirror serve` in a process of its own.
 type process struct {
 	url    string
+	client *http.Client // that reaches it; nil: the default one
 	cmd    *exec.Cmd
 	log    string        // file with its standard error
 	exited chan struct{} // closed when it has ended
@@ -42,6 +44,17 @@ func startProcess(bin, dir, logFile string, env, args []string) (*process, error
 
 // launch runs bin serve with args at addr, and does not wait until it is ready.
 func launch(bin, dir, logFile, addr string, env, args []string) (*process, error) {
+	return launchAt(nil, bin, dir, logFile, addr, env, args)
+}
+
+// place is a machine of its own, where processes run that are not on the loopback of this one.
+type place interface {
+	Command(ctx context.Context, name string, args ...string) *exec.Cmd
+	Client() *http.Client // on that machine
+}
+
+// launchAt is launch at a place; nil: here.
+func launchAt(at place, bin, dir, logFile, addr string, env, args []string) (*process, error) {
 	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -51,7 +64,12 @@ func launch(bin, dir, logFile, addr string, env, args []string) (*process, error
 	if !slices.Contains(args, "--peer-listen") { // many run on this machine at the same time
 		args = append([]string{"--peer-listen", "127.0.0.1:0"}, args...)
 	}
-	p.cmd = exec.Command(bin, append([]string{"serve", "--listen", addr}, args...)...)
+	args = append([]string{"serve", "--listen", addr}, args...)
+	if at == nil {
+		p.cmd = exec.Command(bin, args...)
+	} else {
+		p.cmd, p.client = at.Command(context.Background(), bin, args...), at.Client()
+	}
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.Stdout = dir, env, out, out
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
@@ -119,7 +137,7 @@ func (p *process) waitReady(limit time.Duration) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if status, _ := httpStatus(ctx, p.url+"/readyz"); status == http.StatusOK {
+		if status, _ := statusBy(ctx, p.http(), p.url+"/readyz"); status == http.StatusOK {
 			return nil
 		}
 		select {
@@ -131,6 +149,9 @@ func (p *process) waitReady(limit time.Duration) error {
 		}
 	}
 }
+
+// http returns a client that reaches the process.
+func (p *process) http() *http.Client { return cmp.Or(p.client, http.DefaultClient) }
 
 func (p *process) output() string {
 	b, _ := os.ReadFile(p.log) // what there is of it
@@ -161,11 +182,15 @@ func (p *process) stop(limit time.Duration) error {
 
 // httpStatus returns the status of a GET, 0 if there was no answer.
 func httpStatus(ctx context.Context, url string) (int, error) {
+	return statusBy(ctx, http.DefaultClient, url)
+}
+
+func statusBy(ctx context.Context, client *http.Client, url string) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err
 	}

@@ -98,7 +98,7 @@ func (s *site) get(p *process, path string) (int, string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := p.http().Do(req)
 	if err != nil {
 		s.t.Fatalf("%s: %v\n%s", path, err, p.output())
 	}
