@@ -197,6 +197,21 @@ func (c *catalog) Fork(ctx context.Context, db string) (f artifact.Fork, err err
 	return f, err
 }
 
+// Forks returns all evidence of forks: that which freezes a checksum database, or, with acked, that which somebody acknowledged.
+func (c *catalog) Forks(ctx context.Context, acked bool) (all []artifact.Fork, err error) {
+	err = c.read(ctx, func(s state) error {
+		return s.bucket(bucketKeys).ForEach(func(db, _ []byte) error {
+			return s.forks(string(db), func(_ []byte, row forkRow) error {
+				if row.acked == acked {
+					all = append(all, row.Fork)
+				}
+				return nil
+			})
+		})
+	})
+	return all, err
+}
+
 // pageSize is how many rows are read in one transaction of an iteration.
 const pageSize = 256
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,6 +176,7 @@ type restoreNote struct {
 	Aside string           `json:"aside,omitempty"` // directory that the mirror which was here is moved to
 	Moved bool             `json:"moved,omitempty"` // it is there, all of it
 	Heads []backupDatabase `json:"heads,omitempty"` // that it had seen
+	Forks []artifact.Fork  `json:"forks,omitempty"` // that froze a database there
 	Blind string           `json:"blind,omitempty"` // why they are not known
 }
 
@@ -255,7 +255,7 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 		return note, usageError("--data-dir %s is not empty: name another directory, or have what is in it moved aside with --replace", r.dir)
 	}
 	note.Aside = asidePrefix + time.Now().UTC().Format("20060102T150405.000Z")
-	note.Heads, err = headsIn(ctx, r.dir)
+	note.Heads, note.Forks, err = headsIn(ctx, r.dir)
 	if errors.Is(err, replicate.ErrLocked) {
 		return note, fmt.Errorf("--data-dir %s: a mirror runs on this directory; stop it first", r.dir)
 	}
@@ -263,16 +263,6 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 		note.Blind = err.Error()
 	}
 	return note, nil
-}
-
-// headsIn returns the newest tree heads of a stopped mirror.
-func headsIn(ctx context.Context, dir string) ([]backupDatabase, error) {
-	c, err := openCatalog(dir)
-	if err != nil {
-		return nil, err
-	}
-	all, err := databasesOf(ctx, c)
-	return all, errors.Join(err, c.Close())
 }
 
 // keepOff keeps nodes off a directory in which there is no mirror, before anything is put there.
@@ -347,41 +337,6 @@ func (r *restore) trusts(c *heldCatalog) error {
 			return fmt.Errorf("the backup trusts the checksum database %s by the key %s, and --sumdb does not: name it there if you do: %w", db.Name, db.Key, artifact.ErrRefused)
 		}
 	}
-	return nil
-}
-
-// compare holds the tree heads of the backup against those that the mirror had seen which it replaces.
-func (r *restore) compare(ctx context.Context, c *heldCatalog, note restoreNote) error {
-	var older []string
-	if note.Blind != "" {
-		older = append(older, fmt.Sprintf("it is not known which tree heads the mirror that was here has seen: %s", note.Blind))
-	}
-	for _, old := range note.Heads {
-		if old.Size == 0 {
-			continue
-		}
-		now, err := headOf(ctx, c.Catalog, old.Name, math.MaxInt64)
-		if err != nil {
-			older = append(older, fmt.Sprintf("%s from %d records to none", old.Name, old.Size))
-			continue
-		}
-		if now.N < old.Size {
-			older = append(older, fmt.Sprintf("%s from %d records to %d", old.Name, old.Size, now.N))
-			continue
-		}
-		if same, err := headOf(ctx, c.Catalog, old.Name, old.Size+1); err == nil && same.N == old.Size && same.Hash.String() != old.Root {
-			return fmt.Errorf("%s has signed two trees of %d records, one with the root %s, which the mirror in %s has, and one with %s, which the backup has: one of the two is of a forked history: %w",
-				old.Name, old.Size, old.Root, r.dir, same.Hash, artifact.ErrRefused)
-		}
-	}
-	if len(older) == 0 {
-		return nil
-	}
-	if !r.force {
-		return fmt.Errorf("a tree head would go back (%s), and with it what is known to be signed: take a newer backup, or say --force-older-head and --reason: %w", strings.Join(older, "; "), artifact.ErrRefused)
-	}
-	r.report.Older = older
-	r.report.audit = append(r.report.audit, auditNow("restore an older tree head", plain(r.reason+" ("+strings.Join(older, "; ")+")")))
 	return nil
 }
 

@@ -86,7 +86,7 @@ func TestRestoreNeverGoesBack(t *testing.T) {
 // The head of another history than the mirror has seen is never taken, with or without force.
 func TestRestoreOfForkedHistory(t *testing.T) {
 	t.Parallel()
-	s, _ := stockedSite(t, rand.New(rand.NewPCG(43, 44)), 2)
+	s, ms := stockedSite(t, rand.New(rand.NewPCG(43, 44)), 2)
 	other := newSite(t)
 	other.load()
 	other.up, other.db = s.up, s.db.Fork(10)
@@ -100,7 +100,7 @@ func TestRestoreOfForkedHistory(t *testing.T) {
 	// The mirror that is to be replaced has the same number of records in another tree.
 	var note restoreNote
 	var err error
-	if note.Heads, err = headsIn(t.Context(), s.data); err != nil || len(note.Heads) != 1 {
+	if note.Heads, _, err = headsIn(t.Context(), s.data); err != nil || len(note.Heads) != 1 {
 		t.Fatal(note, err)
 	}
 	note.Heads[0].Root = forked.Root(note.Heads[0].Size).String()
@@ -115,6 +115,65 @@ func TestRestoreOfForkedHistory(t *testing.T) {
 	s.fails("one of the two is of a forked history", s.restoreArgs(backup, dir, "--replace")...)
 	s.fails("one of the two is of a forked history", s.restoreArgs(backup, dir, "--replace", "--force-older-head", "--reason", "x")...)
 	s.noMirror(dir)
+
+	// It has fewer, at which the backup never stood: that the larger tree goes on from it is not shown by its size.
+	note.Heads[0].Size = 12
+	note.Heads[0].Root = forked.Root(note.Heads[0].Size).String()
+	if err := replicate.NoteRestore(dir, note); err != nil {
+		t.Fatal(err)
+	}
+	s.fails("which the backup does not show to go on from those", s.restoreArgs(backup, dir, "--replace")...)
+	s.noMirror(dir)
+	s.does(s.restoreArgs(backup, dir, "--replace", "--force-older-head", "--reason", "looked at by hand")...)
+	if out := s.does("cluster", "audit", "--data-dir", dir); !strings.Contains(out, "looked at by hand ("+databaseName+" from ") {
+		t.Errorf("the audit says %q", out)
+	}
+	s.works(dir, ms)
+}
+
+// A mirror that is frozen, as a database has signed two histories, does not go on because an older backup is restored in its place.
+func TestRestoreForgetsNoFork(t *testing.T) {
+	t.Parallel()
+	s, _ := stockedSite(t, rand.New(rand.NewPCG(45, 46)), 2)
+	before, frozen, acked := filepath.Join(s.dir, "before"), filepath.Join(s.dir, "frozen"), filepath.Join(s.dir, "acked")
+	s.backs(before, "--data-dir", s.data)
+	forked := s.db.Fork(10)
+	forked.Grow(1)
+	n, err := replicate.Open(t.Context(), replicate.Config{Dir: s.data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := artifact.Fork{Database: s.db.Name(), A: s.db.Head(11), B: forked.Head(11)}
+	if err := errors.Join(n.CommitFork(t.Context(), f), n.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.backs(frozen, "--data-dir", s.data)
+	other := filepath.Join(s.dir, "other")
+	if err := os.CopyFS(other, os.DirFS(s.data)); err != nil {
+		t.Fatal(err)
+	}
+	s.does("sumdb", "ack-fork", s.db.Name(), "--data-dir", other)
+	s.backs(acked, "--data-dir", other)
+
+	is := func(dir string, want bool) {
+		t.Helper()
+		_, forks, err := headsIn(t.Context(), dir)
+		if err != nil || len(forks) == 1 != want {
+			t.Errorf("%s has the open forks %+v, %v; frozen should be %v", dir, forks, err, want)
+		}
+	}
+	says := databaseName + " is frozen, as it has signed two histories"
+	s.fails(says, s.restoreArgs(before, s.data, "--replace")...)
+	is(s.data, true)
+	s.does(s.restoreArgs(frozen, s.data, "--replace")...)
+	is(s.data, true)
+	s.does(s.restoreArgs(acked, s.data, "--replace")...) // somebody looked at the evidence
+	is(s.data, false)
+	s.does(s.restoreArgs(frozen, s.data, "--replace")...)
+	s.does(s.restoreArgs(before, s.data, "--replace", "--force-older-head", "--reason", "a drill")...)
+	if out := s.does("cluster", "audit", "--data-dir", s.data); !strings.Contains(out, "a drill ("+says) {
+		t.Errorf("the audit says %q", out)
+	}
 }
 
 // kill -9 of a backup and of a restore at moments that nobody chose: run again, both come to their end, and in between there is no
@@ -200,7 +259,7 @@ func TestKilledReplace(t *testing.T) {
 	backup := filepath.Join(s.dir, "backup")
 	s.backs(backup, "--data-dir", s.data)
 	was := tree(t, s.data)
-	heads, err := headsIn(t.Context(), s.data)
+	heads, _, err := headsIn(t.Context(), s.data)
 	if err != nil {
 		t.Fatal(err)
 	}
