@@ -27,7 +27,7 @@ func createFile(path string, fill func(tmp string) error) error {
 	if err := fill(tmp); err != nil {
 		return err
 	}
-	if err := syncFile(tmp); err != nil {
+	if err := errors.Join(giveFile(tmp), syncFile(tmp)); err != nil {
 		return err
 	}
 	if err := nameFile(tmp, path); errors.Is(err, fs.ErrExist) {
@@ -66,7 +66,7 @@ func replaceFile(path string, fill func(tmp string) error) error {
 	if err := fill(tmp); err != nil {
 		return err
 	}
-	if err := syncFile(tmp); err != nil {
+	if err := errors.Join(giveFile(tmp), syncFile(tmp)); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {

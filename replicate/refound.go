@@ -91,6 +91,9 @@ func Refound(dir, path string, audit ...Audit) (Identity, error) {
 	if err := replaceFile(filepath.Join(dir, "node.json"), id.write); err != nil {
 		return Identity{}, err
 	}
+	if err := giveTree(dir); err != nil {
+		return Identity{}, err
+	}
 	if err := os.Remove(filepath.Join(dir, RestoringName)); err != nil {
 		return Identity{}, err
 	}
