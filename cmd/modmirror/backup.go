@@ -106,7 +106,7 @@ type backupReport struct {
 	Manifest    backupManifest `json:"manifest"`
 	NewBlobs    int            `json:"newBlobs"`
 	NewBytes    int64          `json:"newBytes"`
-	Healed      []string       `json:"healed,omitempty"` // what was not taken from where it was looked for first, and why
+	Healed      []string       `json:"healed,omitempty"` // what was damaged, or not taken from where it was looked for first, and why
 	Removed     []string       `json:"removed,omitempty"`
 	Unchanged   bool           `json:"unchanged,omitempty"` // nothing was committed since the newest generation, which was completed
 	Seconds     float64        `json:"seconds"`

@@ -194,7 +194,11 @@ func (b *backup) toDir(ctx context.Context, path string, keep int) (err error) {
 	if err := b.fill(ctx, path, c); err != nil {
 		return err
 	}
-	if last := len(all) - 1; last >= 0 && all[last].manifest.Point == c.manifest.Point {
+	rotten, err := b.rotten(ctx, d, all)
+	if err != nil {
+		return err
+	}
+	if last := len(all) - 1; last >= 0 && all[last].manifest.Point == c.manifest.Point && !rotten[all[last].name] {
 		b.report.Generation, b.report.Manifest, b.report.Unchanged = all[last].name, all[last].manifest, true
 	} else {
 		if b.report.Generation, err = d.publish(making, c.manifest); err != nil {
@@ -205,6 +209,30 @@ func (b *backup) toDir(ctx context.Context, path string, keep int) (err error) {
 	b.report.Removed, err = d.prune(all, keep)
 	b.report.Seconds = time.Since(b.report.began).Seconds()
 	return err
+}
+
+// rotten returns, with --verify, the generations whose catalog is not what it was any more, and says so in the report. What the
+// catalog was of is past: only that of the newest one can still be made again, as another generation.
+func (b *backup) rotten(ctx context.Context, d backupDir, all []generation) (map[string]bool, error) {
+	found := map[string]bool{}
+	if !b.verify {
+		return found, nil
+	}
+	for _, g := range all {
+		sum, err := sumOf(ctx, filepath.Join(d.generations(), g.name, replicate.CatalogName))
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err == nil && sum == g.manifest.Catalog {
+			continue
+		}
+		if err == nil {
+			err = fmt.Errorf("it has %d bytes with the SHA-256 %s", sum.Bytes, sum.SHA256)
+		}
+		found[g.name] = true
+		b.report.Healed = append(b.report.Healed, fmt.Sprintf("generation %s cannot be restored, remove it: its %s is damaged: %v", g.name, replicate.CatalogName, err))
+	}
+	return found, nil
 }
 
 // fill copies the blobs and tiles of c that are not there yet.

@@ -174,6 +174,21 @@ func TestBackupIsIncremental(t *testing.T) {
 	}
 	s.does("restore", "--check", dest, "--sumdb", s.db.Key())
 
+	// So does a catalog: what is made again is another generation, and the damaged one is named.
+	victim = filepath.Join(dest, generationsDir, resumed.Generation, replicate.CatalogName)
+	flip(t, victim, 4096)
+	if rep := s.backs(dest, "--data-dir", s.data); !rep.Unchanged {
+		t.Errorf("without --verify: %+v", rep)
+	}
+	rep := s.backs(dest, "--data-dir", s.data, "--verify")
+	if rep.Unchanged || rep.Generation == resumed.Generation || rep.Manifest.Point != resumed.Manifest.Point || len(rep.Healed) != 1 || !strings.Contains(rep.Healed[0], resumed.Generation+" cannot be restored") {
+		t.Errorf("with --verify: %+v", rep)
+	}
+	s.does("restore", "--check", dest, "--sumdb", s.db.Key())
+	if rep := s.backs(dest, "--data-dir", s.data, "--verify", "--keep", "1"); !rep.Unchanged || len(rep.Removed) != 1 {
+		t.Errorf("the same again: %+v", rep)
+	}
+
 	s.fails("has other files in it than a backup", "backup", s.data, "--data-dir", s.data)
 	other := newSite(t)
 	other.load()
