@@ -69,6 +69,7 @@ and records are asked of it and verified, it is told how long that took, and not
 			return fmt.Errorf("restore from %s: %w", args[0], err)
 		}
 		defer func() { err = errors.Join(err, src.Close()) }()
+		r.source = args[0]
 		r.copying.progress, r.warn = newProgress(cmd.ErrOrStderr()), cmd.ErrOrStderr()
 		defer r.copying.progress.done()
 		if check {
@@ -101,6 +102,7 @@ func printReport(w io.Writer, asJSON bool, r interface{ print(io.Writer) error }
 // its files is moved aside.
 type restore struct {
 	dir     string
+	source  string // where the backup is; "-": nowhere
 	specs   []sumdb.Spec
 	replace bool
 	force   bool
@@ -254,6 +256,13 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 	if !r.replace {
 		return note, usageError("--data-dir %s is not empty: name another directory, or have what is in it moved aside with --replace", r.dir)
 	}
+	inside, err := wouldMove(r.source, r.dir)
+	if err != nil {
+		return note, err
+	}
+	if inside {
+		return note, usageError("--data-dir %s holds the backup %s, which would be moved aside while it is read: move it out of there first", r.dir, r.source)
+	}
 	note.Aside = asidePrefix + time.Now().UTC().Format("20060102T150405.000Z")
 	note.Heads, note.Forks, err = headsIn(ctx, r.dir)
 	if errors.Is(err, replicate.ErrLocked) {
@@ -263,6 +272,34 @@ func (r *restore) begin(ctx context.Context) (note restoreNote, err error) {
 		note.Blind = err.Error()
 	}
 	return note, nil
+}
+
+// wouldMove reports whether path is below something in dir that is moved aside.
+func wouldMove(path, dir string) (bool, error) {
+	if path == "-" {
+		return false, nil
+	}
+	for _, p := range []*string{&path, &dir} {
+		real, err := filepath.EvalSymlinks(*p)
+		if err == nil {
+			real, err = filepath.Abs(real)
+		}
+		if err != nil {
+			return false, err
+		}
+		*p = real
+	}
+	rel, err := filepath.Rel(dir, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return false, nil // on another volume, or outside
+	}
+	first, _, _ := strings.Cut(filepath.ToSlash(rel), "/")
+	return !isKept(first), nil
+}
+
+// isKept reports whether a file or directory of a data directory stays where it is when the others are moved aside.
+func isKept(name string) bool {
+	return name == replicate.RestoringName || name == "lost+found" || strings.HasPrefix(name, workPrefix) || strings.HasPrefix(name, asidePrefix)
 }
 
 // keepOff keeps nodes off a directory in which there is no mirror, before anything is put there.
@@ -379,7 +416,7 @@ func (r *restore) moveAside(note restoreNote) error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if name == replicate.RestoringName || name == "lost+found" || strings.HasPrefix(name, workPrefix) || strings.HasPrefix(name, asidePrefix) {
+		if isKept(name) {
 			continue
 		}
 		if err := os.Rename(filepath.Join(r.dir, name), filepath.Join(aside, name)); err != nil {

@@ -285,6 +285,38 @@ func TestKilledReplace(t *testing.T) {
 	s.works(s.data, ms)
 }
 
+// A backup that is kept in the very directory that it is to be restored into would be moved aside while it is read.
+func TestRestoreFromInside(t *testing.T) {
+	t.Parallel()
+	s, ms := stockedSite(t, rand.New(rand.NewPCG(53, 54)), 2)
+	inside := filepath.Join(s.data, "backups", "daily")
+	s.backs(inside, "--data-dir", s.data)
+	tar := filepath.Join(s.data, "mirror.tar")
+	s.backs(tar, "--data-dir", s.data)
+	link := filepath.Join(s.dir, "link")
+	if err := os.Symlink(s.data, link); err != nil {
+		t.Fatal(err)
+	}
+	was := tree(t, s.data)
+	for _, from := range []string{inside, tar, filepath.Join(link, "backups", "daily")} {
+		s.fails("which would be moved aside", s.restoreArgs(from, s.data, "--replace")...)
+		if now := tree(t, s.data); fmt.Sprint(now) != fmt.Sprint(was) {
+			t.Fatalf("a refused restore changes the directory")
+		}
+	}
+	elsewhere := filepath.Join(s.dir, "elsewhere")
+	if err := os.Rename(filepath.Join(s.data, "backups"), elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	s.does(s.restoreArgs(filepath.Join(elsewhere, "daily"), s.data, "--replace")...)
+	aside, err := filepath.Glob(filepath.Join(s.data, asidePrefix+"*", "mirror.tar"))
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("aside is %q, %v", aside, err)
+	}
+	s.does(s.restoreArgs(aside[0], s.data, "--replace")...) // what was moved aside once stays where it is
+	s.works(s.data, ms)
+}
+
 // A drill leaves nothing behind, whether the backup is good or not, and touches no mirror.
 func TestDrill(t *testing.T) {
 	t.Parallel()
