@@ -25,6 +25,7 @@ type Seen struct {
 	At      time.Time       // of that answer
 	Sent    time.Time       // when it was asked for
 	RTT     time.Duration   // how long it takes to ask it, smoothed
+	Trip    time.Duration   // the shortest of the last times: a round trip, without what a busy node adds; 0: not known
 	Healthy bool            // it answered lately
 	Asked   bool            // a question to it has ended, whichever way
 	Err     error           // why it is not healthy
@@ -44,11 +45,16 @@ type row struct {
 	asking bool
 	misses int
 	due    time.Time
+	times  [tripOf]time.Duration // of the last answers, in a ring
+	next   int                   // in times
 }
 
 const (
 	tableEvery   = 1500 * time.Millisecond
-	tableTimeout = 2 * time.Second
+	tableTimeout = 2 * time.Second // for an answer
+	tableFar     = 5 * time.Second // for that of a node that is far, where what is lost is sent again only after some round trips
+	farTrip      = 30 * time.Millisecond
+	tripOf       = 16 // answers
 	tableAtOnce  = 16
 	maxStatus    = 64 << 10
 	maxMisses    = 2 // one lost answer is no illness
@@ -126,7 +132,7 @@ func (t *Table) postpone(m Member) {
 }
 
 func (t *Table) ask(ctx context.Context, m Member) {
-	ctx, cancel := context.WithTimeout(ctx, tableTimeout)
+	ctx, cancel := context.WithTimeout(ctx, t.timeout(m.ID))
 	defer cancel()
 	begin := time.Now()
 	b, err := t.config.Link.Call(ctx, Request{Node: m.ID, Addr: m.Address, Path: "/v1/status"}, nil, maxStatus)
@@ -148,11 +154,30 @@ func (t *Table) ask(ctx context.Context, m Member) {
 		return
 	}
 	r.misses, r.Healthy, r.Err, r.Status, r.At, r.Sent = 0, true, nil, b, now, begin
-	if rtt := now.Sub(begin); r.RTT == 0 {
-		r.RTT = rtt
-	} else {
-		r.RTT += (rtt - r.RTT) / 8
+	r.took(now.Sub(begin))
+}
+
+// timeout returns how long to wait for the answer of a node.
+func (t *Table) timeout(id string) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.rows[id]; r != nil && r.Trip > farTrip {
+		return tableFar
 	}
+	return tableTimeout
+}
+
+// took notes how long an answer took. The caller holds mu.
+func (r *row) took(d time.Duration) {
+	d = max(d, 1) // 0 is none
+	if r.RTT == 0 {
+		r.RTT = d
+	} else {
+		r.RTT += (d - r.RTT) / 8
+	}
+	r.times[r.next%tripOf] = d
+	r.next++
+	r.Trip = slices.Min(r.times[:min(r.next, tripOf)])
 }
 
 // All returns what is known of each other member, sorted by id.

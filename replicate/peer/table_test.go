@@ -150,3 +150,34 @@ func TestTableIsBounded(t *testing.T) {
 		t.Errorf("one member was asked %d times at once", most.Load())
 	}
 }
+
+// The round trip is the shortest of the last answers, so that a node that is busy is not taken for one that is far, and of
+// a node that is far an answer may take longer.
+func TestTrip(t *testing.T) {
+	const ms = time.Millisecond
+	r := &row{}
+	table := &Table{rows: map[string]*row{"a": r}}
+	if got := table.timeout("a"); got != tableTimeout || table.timeout("nobody") != tableTimeout {
+		t.Errorf("an answer of a node of which nothing is known may take %v", got)
+	}
+	r.took(200 * ms) // it had to connect first
+	if r.Trip != 200*ms || r.RTT != 200*ms {
+		t.Errorf("after one answer: %v, smoothed %v", r.Trip, r.RTT)
+	}
+	r.took(1 * ms)
+	for range tripOf - 1 {
+		r.took(300 * ms)
+		if r.Trip != 1*ms || table.timeout("a") != tableTimeout {
+			t.Fatalf("the round trip is %v", r.Trip)
+		}
+	}
+	r.took(80 * ms)
+	if r.Trip != 80*ms || table.timeout("a") != tableFar {
+		t.Errorf("the round trip is %v, an answer may take %v", r.Trip, table.timeout("a"))
+	}
+	var quick row
+	quick.took(0)
+	if quick.Trip == 0 {
+		t.Error("an answer that took no time counts as none")
+	}
+}
