@@ -21,7 +21,10 @@ import (
 // network carries raft's own wire protocol over net.Pipe, so that its codec and its streams are tested too, and forwarded
 // proposals.
 type network struct {
+	way func() time.Duration // how long something is on its way; nil: no time
+
 	mu    sync.Mutex
+	far   []net.Conn       // guarded by mu; that take that time
 	hosts map[string]*host // guarded by mu; by address
 }
 
@@ -86,6 +89,9 @@ func (h *host) Dial(ctx context.Context, id, addr string) (net.Conn, error) {
 		return nil, errors.New("no such host, or another one")
 	}
 	a, b := net.Pipe()
+	if h.net.way != nil {
+		a, b = h.net.distantPipe()
+	}
 	select {
 	case peer.incoming <- peer.keep(b):
 		return h.keep(a), nil
@@ -109,6 +115,10 @@ func (h *host) forward(ctx context.Context, leader Member, body []byte) ([]byte,
 	peer.mu.Unlock()
 	if n == nil {
 		return nil, errors.New("connection refused")
+	}
+	if h.net.way != nil {
+		time.Sleep(h.net.way()) // of a bubble of synctest
+		defer func() { time.Sleep(h.net.way()) }()
 	}
 	return n.Accept(ctx, body)
 }

@@ -60,7 +60,7 @@ func (n *Node) patience(begin time.Time) time.Duration {
 	if since := n.pulse.since(); !since.IsZero() && since.Before(begin) {
 		begin = since
 	}
-	return 5*n.config.HeartbeatTimeout - time.Since(begin)
+	return 5*n.heartbeat() - time.Since(begin)
 }
 
 // proposeOnce proposes to the leader that is known now.

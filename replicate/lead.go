@@ -25,9 +25,9 @@ func (n *Node) alone() bool {
 // never heard a leader it becomes a candidate, and with its own vote the leader. Timeouts that are short for good would
 // do too, but the leader's lease cannot be changed at run time, and with a second node they would be far too short.
 func (n *Node) hurry() error {
-	rc := n.raft.ReloadableConfig()
-	rc.HeartbeatTimeout, rc.ElectionTimeout = n.config.HeartbeatTimeout, n.config.HeartbeatTimeout
-	return n.raft.ReloadConfig(rc)
+	return n.tune(func(rc *raft.ReloadableConfig) {
+		rc.HeartbeatTimeout, rc.ElectionTimeout = n.heartbeat(), n.heartbeat()
+	})
 }
 
 // watch follows raft's changes of leadership, looks after the log's size, and ends raft when the node closes or its disk
@@ -40,6 +40,7 @@ func (n *Node) watch() {
 	for {
 		select {
 		case leads := <-n.leading:
+			n.setLeads(leads)
 			stopLeading()
 			stopLeading = func() {}
 			if leads {
@@ -77,7 +78,7 @@ func (n *Node) stepDown() {
 	if n.raft.State() != raft.Leader || n.alone() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), n.config.HeartbeatTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), n.heartbeat())
 	defer cancel()
 	if err := n.wait(ctx, n.raft.LeadershipTransfer()); err != nil {
 		n.log.Warn("the leadership is not handed over; the others elect a new leader", "err", err)
@@ -192,16 +193,12 @@ func (n *Node) trim() {
 		n.log.Warn("look at the log's size", "err", err)
 		return
 	}
-	rc := n.raft.ReloadableConfig()
 	want := n.config.TrailingLogs
 	if used > n.config.LogBudget {
 		want = min(want, max(minTrailing, uint64(float64(entries)*float64(n.config.LogBudget)/float64(used))))
 	}
-	if rc.TrailingLogs != want {
-		rc.TrailingLogs = want
-		if err := n.raft.ReloadConfig(rc); err != nil {
-			n.log.Warn("change how much log is kept", "err", err)
-		}
+	if err := n.tune(func(rc *raft.ReloadableConfig) { rc.TrailingLogs = want }); err != nil {
+		n.log.Warn("change how much log is kept", "err", err)
 	}
 	if used > n.config.LogBudget && entries > want {
 		n.background.Go(func() { n.raft.Snapshot() }) // cuts the log; what comes of it is in raft's messages

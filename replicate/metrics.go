@@ -106,6 +106,7 @@ var gauges = []struct {
 	{gauge("refused", "1 after the cluster has refused this node."), func(st Status) float64 { return flag(st.Refused != "") }},
 	{gauge("diverged", "1 after this node was found to hold something else than the majority."), func(st Status) float64 { return flag(st.Diverged != "") }},
 	{gauge("commit_index", "Index up to which entries are committed, as far as this node knows."), func(st Status) float64 { return float64(st.CommitIndex) }},
+	{gauge("wan_profile", "1 as long as raft is as patient as between datacenters."), func(st Status) float64 { return flag(far(st.Profile)) }},
 	{gauge("fault", "1 after a disk fault has stopped this node's writes."), func(st Status) float64 { return flag(st.Fault != "" && !st.Full) }},
 	{gauge("disk_full", "1 as long as this node cannot write because its disk is full."), func(st Status) float64 { return flag(st.Full) }},
 }

@@ -65,7 +65,14 @@ type Config struct {
 	// removed, or its directory is a copy, or its name is taken. It has stopped taking part; reads go on.
 	OnRefused func(error)
 
-	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election; 0: 1 s
+	// Profile is how patient raft is: [ProfileLAN], [ProfileWAN], or [ProfileAuto], which takes the round trips to the other
+	// voters for it: FirstTrip is the longest that was measured before Open, 0 if none was, and Trip returns that to a node as
+	// measured now; ok is false if it is not known. "": ProfileLAN.
+	Profile   string
+	FirstTrip time.Duration
+	Trip      func(id string) (trip time.Duration, ok bool)
+
+	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election, with ProfileLAN; 0: 1 s
 	CommitTimeout     time.Duration // until followers of an idle leader hear of a commit of which they were not told at once; 0: 250 ms
 	TrailingLogs      uint64        // entries kept in the log after a snapshot, for followers that catch up; 0: 1,000,000
 	SnapshotThreshold uint64        // entries after which the log is cut; 0: 50,000
@@ -114,8 +121,8 @@ type Founding struct {
 	Servers []Member // its voters
 }
 
-// raftConfig: MaxAppendEntries stays at 64, because an RPC has 10 s whatever its size; a lease of half the heartbeat
-// timeout leaves room for heartbeats, which are sent every tenth to fifth of it.
+// raftConfig is how raft starts, but for its pace. MaxAppendEntries stays at 64, because an RPC has 10 s
+// whatever its size.
 func (c *Config) raftConfig(id string) *raft.Config {
 	r := raft.DefaultConfig()
 	r.LocalID = raft.ServerID(id)
@@ -145,6 +152,7 @@ type Node struct {
 	latch   *latch
 	metrics *metrics
 	leading chan bool // raft tells every change
+	pace    pace
 
 	queue        chan *proposal
 	stopping     chan struct{}         // closed by Close
@@ -404,8 +412,9 @@ func (n *Node) start() (err error) {
 	machine := &fsm{catalog: n.catalog, snapshots: snaps, stable: log, latch: n.latch, log: n.log, metrics: n.metrics, limit: n.config.hung, ended: n.raftDone, forked: n.mayHaveForked, listed: n.config.OnListing, changed: n.hasChanged}
 	conf := n.config.raftConfig(n.id.Node)
 	conf.NotifyCh = n.leading
-	conf.HeartbeatTimeout += time.Millisecond // see hurry
-	conf.ElectionTimeout += time.Millisecond
+	n.pace.begin(&n.config)
+	conf.HeartbeatTimeout, conf.ElectionTimeout = n.heartbeat()+slack, n.heartbeat()+slack
+	conf.LeaderLeaseTimeout = n.pace.lease
 	if err := safely(true, func() (err error) { // raft panics if an entry is missing, or cannot be read
 		n.raft, err = raft.NewRaft(conf, machine, cached, log, snaps, n.config.transport)
 		return err
@@ -421,9 +430,12 @@ func (n *Node) start() (err error) {
 	if n.config.Stream != nil {
 		n.background.Go(n.register)
 	}
-	scrub, stop := context.WithCancel(context.Background())
+	open, stop := context.WithCancel(context.Background())
 	n.background.Go(func() { <-n.stopping; stop() })
-	n.background.Go(func() { n.scrub(scrub) })
+	n.background.Go(func() { n.scrub(open) })
+	if n.config.Profile == ProfileAuto && n.config.Trip != nil {
+		n.background.Go(func() { n.adapt(open) })
+	}
 	n.background.Go(n.tellForks)
 	go n.runProposer()
 	if err := n.metrics.register(); err != nil {
@@ -498,6 +510,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		st.Diverged = (*err).Error()
 	}
 	self := n.Self()
+	st.Profile = n.Profile()
 	st.Name, st.Zone, st.NodeRole, st.Version, st.Boot, st.Starts = self.Name, self.Zone, self.Role, self.Version, self.Boot, self.Starts
 	st.LastIndex, st.CommitIndex = n.raft.LastIndex(), n.raft.CommitIndex()
 	err := n.fill(ctx, &st)

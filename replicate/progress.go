@@ -54,7 +54,7 @@ func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
 	}
 	commit := n.raft.CommitIndex()
 	// raft 1.7.3 may forget who asks, when a voter is removed at that moment.
-	ctx, cancel := context.WithTimeout(ctx, 3*n.config.HeartbeatTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*n.heartbeat())
 	defer cancel()
 	if err := n.wait(ctx, n.raft.VerifyLeader()); err != nil {
 		return 0, fmt.Errorf("verify the leadership: %w: %w", err, artifact.ErrUnavailable)

@@ -322,6 +322,7 @@ type Status struct {
 	CommitIndex   uint64    `json:"commitIndex"` // as far as this node knows
 	Refused       string    `json:"refused"`     // why the cluster does not take this node; "" if it does
 	Level         int       `json:"level"`       // feature level of the cluster
+	Profile       string    `json:"profile"`     // how patient raft is: lan or wan; "" for a Catalog
 	Diverged      string    `json:"diverged"`    // what shows that this node holds something else than the majority; "": nothing
 }
 

@@ -82,7 +82,7 @@ func (n *Node) askAround(ctx context.Context, c command) (err error) {
 		if addr := n.addressOf(m.ID); addr != "" {
 			m.Address = addr
 		}
-		ctx, cancel := context.WithTimeout(ctx, 5*n.config.HeartbeatTimeout)
+		ctx, cancel := context.WithTimeout(ctx, 5*n.config.HeartbeatTimeout) // for round trips, and no election
 		_, err = n.passOn(ctx, m, c, appendRequest(nil, request{cmd: cmd}))
 		cancel()
 		if err == nil || errors.Is(err, artifact.ErrRefused) {
@@ -187,7 +187,7 @@ func (n *Node) checkSelf() {
 // leave ends this node's part when it is out of the configuration, or nobody has led it for longer than an election takes.
 // Until then its vote may be needed to take it out: of two voters none can do that alone.
 func (n *Node) leave(why error) {
-	tick := time.NewTicker(n.config.HeartbeatTimeout / 4)
+	tick := time.NewTicker(n.heartbeat() / 4)
 	defer tick.Stop()
 	for begin := time.Now(); n.isMember() && n.patience(begin) > 0; {
 		if n.hasLeader() {
