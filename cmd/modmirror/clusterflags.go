@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
 
@@ -36,6 +38,7 @@ type clusterConfig struct {
 	Zone       string
 	Role       string
 	Voters     int
+	Profile    string // how patient Raft is
 	TLS        tlsFiles
 	OnLoss     string
 	PullLimit  byteRate
@@ -62,6 +65,7 @@ func (c *clusterConfig) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Zone, "zone", "", "the datacenter or failure `zone` of this node")
 	fs.StringVar(&c.Role, "role", roleVoter, "`voter`: may vote; replica: receives everything, never votes")
 	fs.IntVar(&c.Voters, "voters", 3, "how many `voters`, 3 or 5, the cluster grows to")
+	fs.StringVar(&c.Profile, "raft-profile", replicate.ProfileAuto, "how patient Raft is: lan, wan (voters far from each other), or what the round trips say (`auto`)")
 	fs.StringVar(&c.TLS.CA, "tls-ca", "", "certificates of your own for --peer-listen: the `file` with the authorities that nodes are trusted by")
 	fs.StringVar(&c.TLS.Cert, "tls-cert", "", "the `file` with this node's certificate; it is read again when it changes")
 	fs.StringVar(&c.TLS.Key, "tls-key", "", "the `file` with its key")
@@ -101,6 +105,8 @@ func (c *clusterConfig) validate() error {
 		return usageError("--bootstrap-expect %d: --join must say where the other nodes are", c.Expect)
 	case c.Voters != 1 && c.Voters != 3 && c.Voters != 5:
 		return usageError("--voters %d: want 3 or 5", c.Voters)
+	case !slices.Contains(raftProfiles, c.Profile):
+		return usageError("--raft-profile %q: want %s", c.Profile, strings.Join(raftProfiles, ", "))
 	case c.Role != roleVoter && c.Role != roleReplica:
 		return usageError("--role %q: want %s or %s", c.Role, roleVoter, roleReplica)
 	case c.Role == roleReplica && c.Expect > 0:

@@ -38,6 +38,8 @@ func TestClusterFlags(t *testing.T) {
 		{"--role king", "want voter or replica"},
 		{"--voters 4", "want 3 or 5"},
 		{"--voters 5", ""},
+		{"--raft-profile fast", "want auto, lan, wan"},
+		{"--raft-profile wan", ""},
 		{"--on-quorum-loss wait", "want passthrough or fail"},
 		{"--on-quorum-loss fail", ""},
 		{"--join a", "cluster's secret"},

@@ -79,6 +79,7 @@ func (n *node) form(ctx context.Context, id replicate.Identity) (founding replic
 	if err != nil {
 		return founding, err
 	}
+	founding.FirstTrip = n.longestTrip(ctx, slices.Concat(f.Servers, f.Ask))
 	if f.Servers != nil && f.Servers[0].ID == id.Node {
 		founding.Found = &replicate.Founding{Cluster: f.Cluster}
 		for _, m := range f.Servers {
@@ -260,14 +261,14 @@ func (s raftStream) Dial(ctx context.Context, id, addr string) (net.Conn, error)
 // clusterOptions adds to the catalog's configuration what connects it with the others.
 func (n *node) clusterOptions(c *replicate.Config) {
 	cl := n.config.Cluster
-	c.Voters = cl.Voters
+	c.Voters, c.Profile = cl.Voters, cl.Profile
 	c.OnRefused = n.onRefused
 	if n.link == nil {
 		return
 	}
 	c.Stream = raftStream{n.link.Raft(), n.link}
 	c.Forward = n.forward
-	c.Complete = n.complete
+	c.Complete, c.Trip = n.complete, n.trip
 	c.Self = replicate.Peer{Name: cl.NodeName, Address: n.link.Self().Address, Zone: cl.Zone, Role: cl.Role, Version: buildVersion()}
 }
 

@@ -47,6 +47,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 		s.Ready = err.Error()
 		return s
 	}
+	s.Profile = st.Profile
 	s.Term, s.Applied, s.Seq, s.Root = st.Term, st.Applied, st.Seq, st.Root.String()
 	p := n.mirror.Progress()
 	s.Blobs, s.Missing = p.Watermark, p.Missing
@@ -76,7 +77,7 @@ func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
 	if !ok || json.Unmarshal(seen.Status, &s) != nil || s.ID != id {
 		return selfStatus{}, seen, false
 	}
-	for _, text := range []*string{&s.Version, &s.Ready, &s.Writes} {
+	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes} {
 		*text = plain(*text)
 	}
 	for i := range s.Heads {
