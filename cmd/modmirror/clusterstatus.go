@@ -219,6 +219,7 @@ func (v clusterView) problems() (out []string) {
 	if q.voters > 0 && q.alive < q.voters {
 		out = append(out, q.String())
 	}
+	out = append(out, v.zoneRisks()...)
 	for _, m := range v.Nodes {
 		switch {
 		case !m.Alive:
