@@ -116,28 +116,50 @@ func (n *Node) caughtUp(all []Peer, seq int64) bool {
 	return true
 }
 
-// candidate returns the nonvoter that is to become a voter next: of a zone that has none, if possible.
+// candidate returns the nonvoter that is to become a voter next, if there are too few.
 func (n *Node) candidate(all []Peer, goal int64) (Peer, bool) {
-	voters, zones := 0, map[string]bool{}
+	zones, voters := votersByZone(all)
+	if voters >= n.config.Voters {
+		return Peer{}, false
+	}
+	return n.nextVoter(all, zones, goal)
+}
+
+// votersByZone returns how many voters each zone has, and how many there are.
+func votersByZone(all []Peer) (zones map[string]int, voters int) {
+	zones = map[string]int{}
+	for _, p := range all {
+		if p.Voter {
+			zones[p.Zone]++
+			voters++
+		}
+	}
+	return zones, voters
+}
+
+// nextVoter returns the nonvoter that is to get the next vote: of the zone that has the fewest, then one that can do all that a
+// voter has to, then by id.
+func (n *Node) nextVoter(all []Peer, zones map[string]int, goal int64) (Peer, bool) {
 	var able []Peer
 	for _, p := range all {
-		switch {
-		case p.Voter:
-			voters++
-			zones[p.Zone] = true
-		case p.Member && p.Role == RoleVoter && !p.Held && n.pulse.answers(p.ID) && n.holds(p.ID, goal):
+		if p.Member && !p.Voter && p.Role == RoleVoter && !p.Held && n.pulse.answers(p.ID) && n.holds(p.ID, goal) {
 			able = append(able, p)
 		}
 	}
-	if voters >= n.config.Voters || len(able) == 0 {
+	if len(able) == 0 {
 		return Peer{}, false
 	}
 	return slices.MinFunc(able, func(a, b Peer) int {
-		if zones[a.Zone] != zones[b.Zone] {
-			return map[bool]int{true: 1, false: -1}[zones[a.Zone]]
-		}
-		return cmp.Compare(a.ID, b.ID)
+		return cmp.Or(cmp.Compare(zones[a.Zone], zones[b.Zone]), n.unfit(a.ID)-n.unfit(b.ID), cmp.Compare(a.ID, b.ID))
 	}), true
+}
+
+// unfit is 1 if a node is not known to be able to do all that a voter and a leader has to.
+func (n *Node) unfit(id string) int {
+	if n.config.Fit != nil && !n.config.Fit(id) {
+		return 1
+	}
+	return 0
 }
 
 // holds reports whether a node is known to hold all blobs of the first seq leaves.

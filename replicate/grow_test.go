@@ -158,6 +158,33 @@ func TestCandidate(t *testing.T) {
 	}
 }
 
+// Five voters of three zones become 2, 2 and 1, whoever was there first, and of a zone those first that can do everything.
+func TestVotersSpread(t *testing.T) {
+	var held completeness
+	unfit := map[string]bool{"b1": true}
+	n := &Node{config: Config{Voters: 5, Complete: held.of, Fit: func(id string) bool { return !unfit[id] }}}
+	var peers []Peer
+	for _, id := range []string{"a1", "a2", "a3", "b1", "b2", "b3", "c1", "c2", "c3"} {
+		peers = append(peers, Peer{ID: id, Zone: id[:1], Role: RoleVoter, Member: true})
+		held.set(id, 9)
+	}
+	peers[2].Voter = true
+	var order []string
+	for {
+		p, ok := n.candidate(peers, 9)
+		if !ok {
+			break
+		}
+		order = append(order, p.ID)
+		for i := range peers {
+			peers[i].Voter = peers[i].Voter || peers[i].ID == p.ID
+		}
+	}
+	if got, want := strings.Join(order, " "), "b2 c1 a1 b3"; got != want {
+		t.Errorf("after a3 %s become voters, want %s", got, want)
+	}
+}
+
 // The next change waits for the one before, and who does not say what it holds does not count as alive.
 func TestCaughtUp(t *testing.T) {
 	var held completeness

@@ -61,6 +61,10 @@ type Config struct {
 	Complete func(id string) (seq int64, ok bool)
 	Voters   int // how many voters there should be; 0: 3
 
+	// Fit says whether a node, which may be this one, is known to be able to do all that a voter and a leader has to: it answers,
+	// it takes new artifacts, it is not about to stop. It must not wait for the network. nil: each is.
+	Fit func(id string) bool
+
 	// OnRefused is called once, on a goroutine of its own, when the cluster does not take this node, for good: it was
 	// removed, or its directory is a copy, or its name is taken. It has stopped taking part; reads go on.
 	OnRefused func(error)

@@ -268,7 +268,7 @@ func (n *node) clusterOptions(c *replicate.Config) {
 	}
 	c.Stream = raftStream{n.link.Raft(), n.link}
 	c.Forward = n.forward
-	c.Complete, c.Trip = n.complete, n.trip
+	c.Complete, c.Trip, c.Fit = n.complete, n.trip, n.fit
 	c.Self = replicate.Peer{Name: cl.NodeName, Address: n.link.Self().Address, Zone: cl.Zone, Role: cl.Role, Version: buildVersion()}
 }
 
