@@ -61,6 +61,8 @@ func (s state) apply(c command) (result, error) {
 		return s.applyLevel(c)
 	case clockCommand:
 		return s.applyClock(c)
+	case rebalanceCommand:
+		return s.applyRebalance(c.To)
 	}
 	panic(fmt.Sprintf("replicate: command of unknown type %T", c))
 }

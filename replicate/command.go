@@ -36,6 +36,7 @@ const (
 	kindAudit
 	kindLevel
 	kindClock
+	kindRebalance
 )
 
 // Sizes that bound an entry. raft advises at most 512 KiB (SuggestedMaxDataSize) and sends up to 64 in one RPC.
@@ -256,8 +257,10 @@ func parseCommand(kind byte, body []byte) (c command, err error) {
 		c = levelCommand{Level: d.int(), By: d.string()}
 	case kindClock:
 		c = clockCommand{At: d.int()}
+	case kindRebalance:
+		c = rebalanceCommand{To: d.string()}
 	default:
-		return nil, newer("it is of kind", uint64(kind), uint64(kindClock))
+		return nil, newer("it is of kind", uint64(kind), uint64(kindRebalance))
 	}
 	return c, d.end()
 }

@@ -37,6 +37,7 @@ func someCommands(tb testing.TB) []command {
 		levelCommand{2, "ID1"},
 		auditCommand{Audit{Time: time.Unix(1_700_000_000, 5).UTC(), Actor: "root@host1", Action: "recover", Reason: "two of three disks are lost"}},
 		clockCommand{1_700_000_000_123_456},
+		rebalanceCommand{"ID1"},
 	}
 }
 

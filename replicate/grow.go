@@ -40,6 +40,7 @@ type grower struct {
 	settling bool  // a change was made, and changed is still to be found out
 
 	servers []raft.Server // the configuration at the last look
+	even    steadiness    // who is to get a vote from a crowded zone, see rebalance
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {
@@ -65,6 +66,9 @@ func (g *grower) step(ctx context.Context, n *Node) error {
 	}
 	if n.config.Complete == nil || !looked {
 		return nil
+	}
+	if done, err := g.rebalance(ctx, n, all, goal); done || err != nil {
+		return err
 	}
 	// What was committed since the last look was acked by a majority without the candidate, so it may still lack that.
 	next := func() (Peer, bool) {

@@ -21,6 +21,7 @@ import (
 //	1  the kinds up to kindHold
 //	2  kindAudit, kindLevel
 //	3  kindClock; a change has a time, which is a part of its leaf
+//	4  kindRebalance
 //
 // A node says with its registration which level it supports. The leader raises the level to what all nodes support that are
 // members or in the node table, also those that do not answer now; Apply holds the command against the node table as it is
@@ -30,10 +31,11 @@ import (
 //
 // If a node dies while the level is raised, the command is in the log or it is not; the next leader looks again.
 const (
-	firstLevel  = 1
-	auditLevel  = 2
-	clockLevel  = 3
-	newestLevel = clockLevel
+	firstLevel     = 1
+	auditLevel     = 2
+	clockLevel     = 3
+	rebalanceLevel = 4
+	newestLevel    = rebalanceLevel
 )
 
 // NewestLevel is the highest feature level that this version supports.
@@ -66,8 +68,10 @@ func levelOf(kind byte) int {
 		return firstLevel
 	case kind <= kindLevel:
 		return auditLevel
+	case kind <= kindClock:
+		return clockLevel
 	}
-	return clockLevel
+	return rebalanceLevel
 }
 
 // levelCommand raises the level of the cluster.

@@ -69,12 +69,12 @@ func TestLevelOfTheFuture(t *testing.T) {
 	m := newMachine(t)
 	m.apply(registerCommand{Peer{ID: "ID1", Name: "one", Role: RoleVoter, Boot: "B", Starts: 1, Level: newestLevel + 1}})
 	err, ok := m.Apply(m.entry(levelCommand{newestLevel + 1, "ID1"})).(error)
-	if !ok || !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "rises to feature level 4, and this version of modmirror knows up to 3") {
+	if !ok || !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "rises to feature level 5, and this version of modmirror knows up to 4") {
 		t.Errorf("Apply = %v", err)
 	}
 	l := m.entry(clusterCommand{"c"})
-	l.Data = []byte{entryFormat, kindClock + 1, 0}
-	if _, err := parseEntry(l.Data); !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "of kind 14, and this version of modmirror knows up to 13") {
+	l.Data = []byte{entryFormat, kindRebalance + 1, 0}
+	if _, err := parseEntry(l.Data); !errors.Is(err, errNewer) || !strings.Contains(err.Error(), "of kind 15, and this version of modmirror knows up to 14") {
 		t.Errorf("parseEntry = %v", err)
 	}
 }
@@ -170,7 +170,7 @@ func TestFormatsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := string(b)
-	for kind := byte(1); kind <= kindClock; kind++ {
+	for kind := byte(1); kind <= kindRebalance; kind++ {
 		if !regexp.MustCompile(fmt.Sprintf(`[| ]%d [a-z-]+[,| ]`, kind)).MatchString(page) {
 			t.Errorf("it does not name kind %d", kind)
 		}
@@ -180,7 +180,7 @@ func TestFormatsPage(t *testing.T) {
 			t.Errorf("it does not name bucket %s", name)
 		}
 	}
-	for _, row := range [][]byte{keyFormat, keyApplied, keyMembers, keyMerkle, keyManifests, keyConflicts, keyCluster, keyLevel, keyClock,
+	for _, row := range [][]byte{keyFormat, keyApplied, keyMembers, keyMerkle, keyManifests, keyConflicts, keyCluster, keyLevel, keyClock, keyRebalance,
 		[]byte(nodePrefix + "<"), []byte(gonePrefix + "<"), []byte(auditPrefix + "<"), []byte(wasPrefix + "<")} {
 		if !strings.Contains(page, "`"+string(row)) {
 			t.Errorf("it does not name row %s", row)

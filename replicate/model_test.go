@@ -34,6 +34,7 @@ type model struct {
 	audits    []Audit
 	leaves    []grown // in the order in which they were committed
 	clock     int64   // microseconds since 1970
+	vote      string  // who is to get one
 	dated     bool    // clock is more than the number of the last leaf
 }
 
@@ -394,6 +395,14 @@ func (m *model) raise(level int, by string) verdict {
 	}
 	m.level = level
 	return verdict{peers: true}
+}
+
+func (m *model) rebalance(to string) verdict {
+	if _, ok := m.nodes[to]; m.level < rebalanceLevel || to != "" && !ok {
+		return refusal
+	}
+	m.vote = to
+	return verdict{}
 }
 
 func (m *model) audit(a Audit) verdict {

@@ -138,10 +138,10 @@ func (s stepper) history() history {
 func (s stepper) step() step {
 	steps := map[string]func() step{
 		"publish": s.publish, "head": s.head, "fork": s.fork, "ack fork": s.ackFork, "listing": s.listing, "trust": s.trust,
-		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster, "level": s.level, "audit": s.audit, "clock": s.clock,
+		"register": s.register, "hold": s.hold, "forget": s.forget, "cluster": s.cluster, "level": s.level, "audit": s.audit, "clock": s.clock, "rebalance": s.rebalance,
 	}
 	return steps[pick(s, "kind", "publish", "head", "publish", "publish", "publish", "head", "publish", "fork", "ack fork", "ack fork",
-		"listing", "register", "hold", "register", "level", "trust", "forget", "cluster", "audit", "clock", "clock", "level")]()
+		"listing", "register", "hold", "register", "level", "trust", "forget", "cluster", "audit", "clock", "clock", "level", "rebalance", "rebalance")]()
 }
 
 func (s stepper) trust() step {
@@ -408,6 +408,11 @@ func (s stepper) clock() step {
 	at := pick(s, "clock", s.m.clock+int64(s.n("passed", -3, 9)), int64(s.n("clock", 0, 20)), maxClock+1)
 	at = max(at, 0)
 	return step{fmt.Sprintf("the clock shows %d", at), clockCommand{at}, func(m *model) verdict { return m.date(at) }}
+}
+
+func (s stepper) rebalance() step {
+	to := pick(s, "to", "", s.node(), s.node())
+	return step{fmt.Sprintf("a vote is on its way to %q", to), rebalanceCommand{to}, func(m *model) verdict { return m.rebalance(to) }}
 }
 
 func (s stepper) audit() step {

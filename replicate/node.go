@@ -85,6 +85,7 @@ type Config struct {
 
 	transport raft.Transport
 	reconcile time.Duration // how often a leader looks after the members; 0: a second
+	steady    time.Duration // how long something must be so before votes or the leadership move for it; 0: a minute
 
 	wrapLog func(logBackend) logBackend // set by tests to make the disk fail
 	hung    time.Duration               // set by tests; 0: the constant
@@ -108,6 +109,7 @@ func (c *Config) setDefaults() {
 		c.now = time.Now
 	}
 	c.reconcile = orDefault(c.reconcile, time.Second)
+	c.steady = orDefault(c.steady, time.Duration(fault.Limit("steady", int64(time.Minute))))
 	c.Voters = orDefault(c.Voters, 3)
 }
 

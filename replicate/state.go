@@ -376,6 +376,8 @@ func checkConfigRow(k, v []byte) error {
 	case string(keyManifests), string(keyConflicts):
 		n, _ := binary.Uvarint(v)
 		ok = bytes.Equal(binary.AppendUvarint(nil, n), v)
+	case string(keyRebalance):
+		ok = validName(string(v))
 	case string(keyClock):
 		ok = checkClockRow(v)
 	case string(keyCluster):

@@ -256,6 +256,7 @@ func (r *run) check(rt *rapid.T) {
 		{"nodes", r.nodes(), r.model.nodes},
 		{"audit", r.audits(), r.model.audits},
 		{"changes", r.changes(), r.model.changes()},
+		{"the node to which a vote is on its way", r.vote(), r.model.vote},
 	} {
 		if !reflect.DeepEqual(what.got, what.want) {
 			rt.Fatalf("%s: %+v, want %+v", what.name, what.got, what.want)
@@ -451,6 +452,11 @@ func (r *run) changes() (all []string) {
 		r.rt.Fatalf("SeqAt(behind the clock) = %d, %v, want %d", got, err, total)
 	}
 	return all
+}
+
+func (r *run) vote() (to string) {
+	r.view(func(s state) error { to = s.rebalancing(); return nil })
+	return to
 }
 
 func (r *run) audits() (all []Audit) {
