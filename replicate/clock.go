@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"slices"
 	"sort"
@@ -138,6 +139,25 @@ func (l leaf) follows(before leaf) error {
 		return fmt.Errorf("its time, %d µs, is not after that of leaf %d, %d µs", l.at(), before.seq, before.at())
 	}
 	return nil
+}
+
+// TimeAt returns the time of the leaf seq, also if a later one stands for its module version. An error matches [fs.ErrNotExist] if
+// there are not that many.
+func (c *catalog) TimeAt(ctx context.Context, seq int64) (t time.Time, err error) {
+	err = c.read(ctx, func(s state) error {
+		k := bigEndian(max(seq, 0))
+		v := s.bucket(bucketLeaves).Get(k)
+		if v == nil || seq < 0 {
+			return fmt.Errorf("leaf %d: %w", seq, fs.ErrNotExist)
+		}
+		l, err := parseLeaf(k, v)
+		if err != nil {
+			return damaged(err, "catalog row s %x", k)
+		}
+		t = time.UnixMicro(l.at()).UTC()
+		return nil
+	})
+	return t, err
 }
 
 // SeqAt returns the number of the first leaf whose time is t or later: how many leaves there are, if none is.

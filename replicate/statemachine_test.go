@@ -438,11 +438,27 @@ func (r *run) changes() (all []string) {
 				r.rt.Fatalf("SeqAt(%v) = %d, %v, want %d", tt.t, got, err, tt.want)
 			}
 		}
+		if at, err := c.TimeAt(ctx, change.Seq); err != nil || !at.Equal(change.At) {
+			r.rt.Fatalf("TimeAt(%d) = %v, %v, want %v", change.Seq, at, err, change.At)
+		}
 		if !change.At.After(last) {
 			r.rt.Fatalf("change %d is of %v, after one of %v", change.Seq, change.At, last)
 		}
 		last = change.At
 		all = append(all, fmt.Sprint(change.Seq, change.At.UnixMicro(), change.Manifest.Module))
+	}
+	before := time.Time{}
+	for seq := range total { // also what a later one stands for
+		at, err := c.TimeAt(ctx, seq)
+		if err != nil || !at.After(before) {
+			r.rt.Fatalf("TimeAt(%d) = %v, %v, after one of %v", seq, at, err, before)
+		}
+		before = at
+	}
+	for _, seq := range []int64{-1, total} {
+		if at, err := c.TimeAt(ctx, seq); !errors.Is(err, fs.ErrNotExist) {
+			r.rt.Fatalf("TimeAt(%d) of %d leaves = %v, %v", seq, total, at, err)
+		}
 	}
 	now, err := c.Clock(ctx)
 	if err != nil || now.Before(last) {
