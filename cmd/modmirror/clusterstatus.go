@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,6 +26,7 @@ type selfStatus struct {
 	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
 	Draining bool   `json:"draining"` // it is about to stop
 	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
+	InOffice bool   `json:"inOffice"` // it leads, and its catalog has all that is committed
 }
 
 // self collects what this node says of itself.
@@ -49,17 +51,38 @@ func (n *node) self(ctx context.Context) selfStatus {
 	}
 	s.Profile = st.Profile
 	s.Term, s.Applied, s.Seq, s.Root = st.Term, st.Applied, st.Seq, st.Root.String()
-	p := n.mirror.Progress()
-	s.Blobs, s.Missing = p.Watermark, p.Missing
+	s.InOffice = n.replica.InOffice()
 	s.Proves = n.proves(ctx)
-	r, _ := n.disk.now()
-	s.Free = r.Free
+	n.stock(&s.memberView)
+	_, changes, _ := n.replica.Leader()
+	s.LeaderChanges = &changes
 	for _, db := range n.databases {
 		if st, err := db.Status(ctx); err == nil {
 			s.Heads = append(s.Heads, headView{st.Name, st.Size, st.Checked})
 		}
 	}
 	return s
+}
+
+// stock says what this node holds, and how its disk is.
+func (n *node) stock(m *memberView) {
+	p := n.mirror.Progress()
+	m.Blobs, m.Missing, m.Looked, m.MissingBytes = p.Watermark, p.Missing, &p.Looked, &p.Bytes
+	since := time.Duration(0)
+	if p.Missing > 0 {
+		since = time.Since(p.Since)
+	}
+	m.MissingFor = &since
+	scrub := n.mirror.ScrubStatus()
+	m.Scrubbed, m.Unhealed = scrub.Oldest, &scrub.Health.Unhealed
+	disk := n.disk.status()
+	m.Free, m.Total, m.Disk = disk.Free, disk.Total, cmp.Or(disk.State, "ok")
+	if n.link == nil {
+		return
+	}
+	for _, t := range n.link.WAN() {
+		m.WAN = append(m.WAN, wanView{t.From, m.Zone, t.Raft, t.Control, t.Blobs})
+	}
 }
 
 // seen returns what the table has on a node.
@@ -77,8 +100,11 @@ func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
 	if !ok || json.Unmarshal(seen.Status, &s) != nil || s.ID != id {
 		return selfStatus{}, seen, false
 	}
-	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes} {
+	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes, &s.Disk} {
 		*text = plain(*text)
+	}
+	for i := range s.WAN {
+		s.WAN[i].From = plain(s.WAN[i].From)
 	}
 	for i := range s.Heads {
 		s.Heads[i].Database = plain(s.Heads[i].Database)
@@ -109,6 +135,7 @@ func (n *node) compareRoots(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		n.lookOut(ctx) // also while nobody asks: when the leader is gone it is too late
 		for _, m := range n.others() {
 			s, seen, ok := n.heard(m.ID)
 			if root, err := tlog.ParseHash(s.Root); ok && seen.Healthy && err == nil {
@@ -151,7 +178,8 @@ func (n *node) proves(ctx context.Context) int64 {
 
 // view is the cluster as this node sees it.
 func (n *node) view(ctx context.Context) clusterView {
-	v := clusterView{From: n.replica.ID(), Wanted: n.config.Cluster.Voters, Problems: []string{}, Nodes: []memberView{}, Zones: []zoneView{}, WAN: []wanView{}}
+	v := clusterView{From: n.replica.ID(), At: time.Now().UTC(), Wanted: n.config.Cluster.Voters, Problems: []string{}, Nodes: []memberView{}, Zones: []zoneView{}, WAN: []wanView{}}
+	far := n.lookOut(ctx) // before anybody is looked at: who holds more than that is complete
 	st, err := n.replica.Status(ctx)
 	if err != nil {
 		v.Problems = append(v.Problems, err.Error())
@@ -170,6 +198,8 @@ func (n *node) view(ctx context.Context) clusterView {
 		}
 	}
 	v.sort()
+	v.measure(far, func(seq int64) time.Time { return n.timeAt(ctx, seq) })
+	v.join()
 	v.Problems = append(v.Problems, v.problems()...)
 	if st.Diverged != "" {
 		v.Problems = append(v.Problems, st.Diverged)
@@ -197,9 +227,14 @@ func (n *node) viewOf(ctx context.Context, p replicate.Peer) memberView {
 	var m memberView
 	if p.ID == n.replica.ID() {
 		m = n.self(ctx).memberView
+		m.Roots = rootsAgree
 	} else if s, entry, ok := n.heard(p.ID); ok {
 		m = s.memberView
 		m.Alive, m.Seen, m.RTT = entry.Healthy, entry.At, entry.RTT
+		m.Lag, m.Complete, m.Roots = nil, time.Time{}, "" // which are for this node to say
+		if same, known := n.replica.Agrees(p.ID); known {
+			m.Roots = map[bool]string{true: rootsAgree, false: rootsDiffer}[same]
+		}
 		if entry.Err != nil {
 			m.Error = plain(entry.Err.Error())
 		}
@@ -207,6 +242,9 @@ func (n *node) viewOf(ctx context.Context, p replicate.Peer) memberView {
 		m.Error = plain(entry.Err.Error())
 	}
 	m.ID, m.Name, m.Address, m.Zone, m.Role, m.Voter, m.Held, m.Leader = p.ID, nameOf(p), p.Address, p.Zone, p.Role, p.Voter, p.Held, p.Leader
+	for i := range m.WAN {
+		m.WAN[i].To = m.Zone
+	}
 	return m
 }
 
@@ -224,11 +262,24 @@ func (v clusterView) problems() (out []string) {
 		switch {
 		case !m.Alive:
 			out = append(out, fmt.Sprintf("%s does not answer: %s", m.Name, m.Error))
+		case m.Roots == rootsDiffer:
+			out = append(out, fmt.Sprintf("%s holds something else than %s: their roots differ at the same place", m.Name, v.nameOf(v.From)))
 		case m.Ready != "ok":
 			out = append(out, fmt.Sprintf("%s: %s", m.Name, m.Ready))
 		case m.Writes != "ok":
 			out = append(out, fmt.Sprintf("%s takes no new artifacts: %s", m.Name, m.Writes))
 		}
+		if m.Alive && m.MissingFor != nil && *m.MissingFor > longBehind {
+			out = append(out, fmt.Sprintf("%s lacks %s since %s", m.Name, count(m.Missing, "blob"), roughly(*m.MissingFor)))
+		}
+	}
+	for _, z := range v.Zones {
+		if behind := v.At.Sub(z.Complete); v.Leader != "" && z.Alive > 0 && !z.Complete.IsZero() && behind > longBehind {
+			out = append(out, fmt.Sprintf("zone %s is complete only through %s", cmp.Or(z.Zone, "-"), z.Complete.Format(time.RFC3339)))
+		}
 	}
 	return out
 }
+
+// longBehind is when it is a problem that something has not arrived: large zips on a slow line take minutes.
+const longBehind = 30 * time.Minute

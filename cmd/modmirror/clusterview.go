@@ -15,8 +15,9 @@ import (
 // clusterView is the cluster as one node sees it: what it knows itself, and what the others answered when it asked them last.
 type clusterView struct {
 	Cluster  string          `json:"cluster"`
-	From     string          `json:"from"`   // the node that says all this
-	Leader   string          `json:"leader"` // its id; "": there is none
+	From     string          `json:"from"`        // the node that says all this
+	At       time.Time       `json:"at,omitzero"` // when, by its clock
+	Leader   string          `json:"leader"`      // its id; "": there is none
 	Term     uint64          `json:"term"`
 	Seq      int64           `json:"seq"`      // leaves of the catalog's Merkle tree here
 	Wanted   int             `json:"voters"`   // how many voters the cluster grows to: --voters
@@ -24,6 +25,7 @@ type clusterView struct {
 	Problems []string        `json:"problems"` // what an operator should look at
 	Nodes    []memberView    `json:"nodes"`
 
+	Far   int64      `json:"committed"`       // leaves that are committed, as far as this node knows
 	Zones []zoneView `json:"zones"`           // by name
 	Under *underView `json:"underReplicated"` // nil: said by a version that does not know
 	WAN   []wanView  `json:"wan"`             // by pair of zones, since each member started
@@ -63,6 +65,7 @@ type memberView struct {
 	Total         uint64         `json:"totalBytes,omitempty"`    // of its disk; 0: not known
 	Disk          string         `json:"disk,omitempty"`          // "ok", "low" or "full"
 	Scrubbed      time.Time      `json:"scrubbed,omitzero"`       // it has read every blob again since then
+	Profile       string         `json:"profile,omitempty"`       // how patient its Raft is: lan or wan
 	LeaderChanges *int64         `json:"leaderChanges,omitempty"` // that it has seen since it started
 	WAN           []wanView      `json:"wan,omitempty"`           // what it was sent by other zones since it started
 
@@ -157,29 +160,6 @@ func (m memberView) suffrage() string {
 	return "catching up"
 }
 
-// print writes the table that an operator looks at first.
-func (v clusterView) print(w io.Writer) error {
-	fmt.Fprintf(w, "cluster %s, term %d, as %s sees it\n", cmp.Or(v.Cluster, "(forming)"), v.Term, v.nameOf(v.From))
-	q := v.quorum().String()
-	fmt.Fprintf(w, "%s\n", q)
-	if l := v.Level; len(l.Waits) > 0 {
-		fmt.Fprintf(w, "feature level %d; %d waits for: %s\n", l.Now, l.Newest, strings.Join(l.Waits, ", "))
-	}
-	for _, p := range v.Problems {
-		if p == q { // it stands there
-			continue
-		}
-		fmt.Fprintf(w, "! %s\n", p)
-	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "NAME\tROLE\tZONE\tADDRESS\tAPPLIED\tLAG\tBLOBS MISSING\tFREE\tTREE\tVERSION\tSTATE")
-	for _, m := range v.Nodes {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", m.Name, m.suffrage(), cmp.Or(m.Zone, "-"), m.Address, m.Applied,
-			max(v.Seq-m.Seq, 0), m.Missing, size(int64(m.Free)), m.trees(), cmp.Or(m.Version, "-"), m.state())
-	}
-	return tw.Flush()
-}
-
 // printMembers writes who belongs to the cluster, with ids.
 func (v clusterView) printMembers(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -199,14 +179,6 @@ func (v clusterView) nameOf(id string) string {
 	return cmp.Or(id, "none")
 }
 
-func (m memberView) trees() string {
-	var out []string
-	for _, h := range m.Heads {
-		out = append(out, fmt.Sprint(h.Size))
-	}
-	return cmp.Or(strings.Join(out, ","), "-")
-}
-
 func (m memberView) state() string {
 	switch {
 	case !m.Alive && m.Seen.IsZero():
@@ -221,15 +193,15 @@ func (m memberView) state() string {
 	return "ok"
 }
 
-// sorted puts voters first, by zone and name.
+// sort puts the members of a zone together, its voters first.
 func (v *clusterView) sort() {
-	slices.SortFunc(v.Nodes, func(a, b memberView) int {
-		if a.Voter != b.Voter {
-			if a.Voter {
-				return -1
-			}
-			return 1
+	votes := func(m memberView) int {
+		if m.Voter {
+			return 0
 		}
-		return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+		return 1
+	}
+	slices.SortFunc(v.Nodes, func(a, b memberView) int {
+		return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(votes(a), votes(b)), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 }

@@ -35,17 +35,22 @@ func TestFindMember(t *testing.T) {
 }
 
 func TestPrintCluster(t *testing.T) {
-	v := clusterView{Cluster: "C", From: "A", Leader: "A", Term: 7, Seq: 10, Nodes: []memberView{
-		{ID: "D", Name: "d", Role: roleReplica, Alive: true, Ready: "ok", Writes: "ok", Seq: 10, Address: "d:1", Version: "v2"},
-		{ID: "E", Name: "e", Role: roleVoter, Held: true, Alive: true, Ready: "ok", Writes: "ok", Seq: 12, Address: "e:1", Version: "v2"},
-		{ID: "F", Name: "f", Role: roleVoter, Alive: true, Ready: "full", Address: "f:1", Missing: 3},
+	now := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	seen, none, some, age := now.Add(-time.Second), int64(0), int64(5_000_000), 7*time.Minute
+	v := clusterView{Cluster: "C", From: "A", At: now, Leader: "A", Term: 7, Seq: 10, Nodes: []memberView{
+		{ID: "D", Name: "d", Role: roleReplica, Alive: true, Seen: seen, Ready: "ok", Writes: "ok", Seq: 10, Blobs: 10, Address: "d:1", Version: "v2", Roots: rootsAgree},
+		{ID: "E", Name: "e", Role: roleVoter, Held: true, Alive: true, Seen: seen, Ready: "ok", Writes: "ok", Seq: 12, Blobs: 12, Address: "e:1", Version: "v2"},
+		{ID: "F", Name: "f", Role: roleVoter, Alive: true, Seen: seen, Ready: "full", Address: "f:1", Missing: 3, MissingBytes: &some, MissingFor: &age, Total: 1 << 40, Disk: "full"},
 		{ID: "B", Name: "b", Role: roleVoter, Voter: true, Zone: "z2", Address: "b:1", Error: "refused", Seen: time.Unix(1e9, 0)},
-		{ID: "A", Name: "a", Role: roleVoter, Voter: true, Zone: "z1", Leader: true, Alive: true, Ready: "ok", Writes: "no room", Seq: 10, Applied: 99, Address: "a:1",
-			Free: 1 << 30, Version: "v2", Heads: []headView{{Database: "x", Size: 5}, {Database: "y", Size: 6}}},
+		{ID: "A", Name: "a", Role: roleVoter, Voter: true, Zone: "z1", Leader: true, Alive: true, Seen: now, Ready: "ok", Writes: "no room", Seq: 10, Applied: 99, Address: "a:1",
+			Blobs: 10, Looked: &some, Missing: 0, MissingBytes: &none, Free: 1 << 30, Total: 1 << 40, Version: "v2", Scrubbed: now.Add(-3 * 24 * time.Hour), Roots: rootsAgree,
+			Heads: []headView{{"x", 5, now.Add(-12 * time.Minute)}, {Database: "y", Size: 6}}, WAN: []wanView{{From: "z2", To: "z1", Raft: 1000, Control: 2000, Blobs: 3000}}},
 		{ID: "C", Name: "c", Role: roleVoter, Voter: true, Zone: "z1", Address: "c:1"},
 	}}
 	v.Level = replicate.Level{Now: 1, Newest: 2, Waits: []string{"b (v1) supports level 1"}}
 	v.sort()
+	v.measure(mark{10, now}, func(seq int64) time.Time { return now.Add(time.Duration(seq-10) * time.Hour) })
+	v.join()
 	v.Problems = v.problems()
 	var out strings.Builder
 	if err := v.print(&out); err != nil {
@@ -54,17 +59,22 @@ func TestPrintCluster(t *testing.T) {
 	want := `cluster C, term 7, as a sees it
 3 voters, 1 alive; a majority is 2: NO QUORUM, nothing new is committed
 feature level 1; 2 waits for: b (v1) supports level 1
+! f: full
 ! a takes no new artifacts: no room
 ! c does not answer: 
 ! b does not answer: refused
-! f: full
-NAME  ROLE         ZONE  ADDRESS  APPLIED  LAG  BLOBS MISSING  FREE    TREE  VERSION  STATE
-a     leader       z1    a:1      99       0    0              1.1 GB  5,6   v2       serves; no new artifacts: no room
-c     voter        z1    c:1      0        10   0              0 B     -     -        does not answer
-b     voter        z2    b:1      0        10   0              0 B     -     -        does not answer since 2001-09-09T01:46:40Z
-d     replica      -     d:1      0        0    0              0 B     -     v2       ok
-e     demoted      -     e:1      0        0    0              0 B     -     v2       ok
-f     catching up  -     f:1      0        10   3              0 B     -     -        full
+zone -: 3 nodes, 3 alive, 0 voters; complete: now, f: through 2026-07-01T01:59:59Z; lacks 0 blobs
+zone z1: 2 nodes, 1 alive, 2 voters, leads; complete: now, c: not known; lacks 0 blobs
+  from zone z2: 3.0 KB of blobs, 2.0 KB of control, 1.0 KB of raft
+zone z2: 1 node, 0 alive, 1 voter; complete: not known; lacks at most 20 blobs
+not on every node: at least 3 blobs; not in every zone: at most 20 blobs
+ZONE  NAME  ROLE         ADDRESS  APPLIED  LAG  MISSING        COMPLETE              ROOTS  FREE    SCRUBBED  TREE        VERSION  STATE
+-     d     replica      d:1      0        0    0              now                   yes    -       -         -           v2       ok
+-     e     demoted      e:1      0        0    0              now                   -      -       -         -           v2       ok
+-     f     catching up  f:1      0        10   3, 5.0 MB, 7m  2026-07-01T01:59:59Z  -      0 B     -         -           -        full
+z1    a     leader       a:1      99       0    0              now                   yes    1.1 GB  3d        5 (12m), 6  v2       serves; no new artifacts: no room
+z1    c     voter        c:1      -        -    -              -                     -      -       -         -           -        does not answer
+z2    b     voter        b:1      0        10   0              2026-07-01T01:59:59Z  -      -       -         -           -        does not answer since 2001-09-09T01:46:40Z
 `
 	if got := out.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

@@ -66,6 +66,7 @@ type node struct {
 	failed  error // guarded by mu; what ended writing on this node
 	refused error // guarded by mu; why the cluster does not take this node
 
+	newest   mark                // guarded by mu; how far the cluster is
 	evidence map[string][]string // guarded by mu; files with evidence of forks, by database
 }
 
