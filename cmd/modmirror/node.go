@@ -473,6 +473,11 @@ func (n *node) status(ctx context.Context) status {
 		s.Ready = verdict(err)
 	}
 	s.Disk, s.Garbage, s.Scrub = n.disk.status(), n.garbageStatus(), n.mirror.ScrubStatus()
+	v := n.view(ctx)
+	s.Zones = v.Zones
+	if self, err := v.find(n.replica.ID()); err == nil {
+		s.Member = &self
+	}
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)
 		if err != nil {

@@ -32,6 +32,9 @@ type status struct {
 	Databases []databaseStatus `json:"databases"`
 
 	Scrub mirror.ScrubStatus `json:"scrub"`
+
+	Member *memberView `json:"member,omitempty"` // how far this node is; nil: it is no member of a cluster, or not known
+	Zones  []zoneView  `json:"zones"`            // how far each zone is, as this node sees it
 }
 
 type diskStatus struct {
@@ -132,10 +135,23 @@ func (s status) print(w io.Writer) error {
 	s.Disk.print(row)
 	row("garbage", "%s", s.Garbage)
 	printScrub(s.Scrub, row)
+	s.printFar(row)
 	for _, db := range s.Databases {
 		db.print(row)
 	}
 	return tw.Flush()
+}
+
+// printFar says how far this node and each zone are. Of one that stands alone there is nothing to say.
+func (s status) printFar(row func(name, format string, args ...any)) {
+	if s.Member == nil || len(s.Zones) == 1 && s.Zones[0].Nodes == 1 {
+		return
+	}
+	v := clusterView{At: s.Member.Seen}
+	row("complete", "%s; %s changes behind, %s blobs missing", v.until(s.Member.Complete), s.Member.lag(), s.Member.missing())
+	for _, z := range s.Zones {
+		row("", "zone %s: %s", cmp.Or(z.Zone, unknown), v.until(z.Complete))
+	}
 }
 
 func (d diskStatus) print(row func(name, format string, args ...any)) {
