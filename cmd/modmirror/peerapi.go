@@ -42,6 +42,7 @@ import (
 //	GET  /v1/blob/<sha256>  the bytes
 //	PUT  /v1/blob/<sha256>  the same, to be checked and made durable; the answer is an ack
 //	POST /v1/relay          bring a blob into the zone, or say whether it comes
+//	POST /v1/holds          which of some blobs this node holds
 //	POST /v1/hold           hold the tiles that prove a record
 //	GET  /sumdb/<name>/…    tiles
 func (n *node) handlePeers() {
@@ -57,6 +58,7 @@ func (n *node) handlePeers() {
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))
 	l.Handle("POST /v1/ask", answering(n.unlessDraining(n.handleAsk)))
 	l.Handle("POST /v1/relay", answering(n.unlessDraining(n.handleRelay)))
+	l.Handle("POST /v1/holds", answering(n.handleHolds))
 	l.Handle("POST /v1/hold", answering(n.handleHold))
 	l.Handle("POST /v1/gc", answering(n.handleGC))
 	l.Handle("GET /v1/blob/{digest}", http.HandlerFunc(n.sendBlob))
