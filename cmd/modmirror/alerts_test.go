@@ -96,6 +96,21 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
+// What is told of zones is watched: there is an alert and a panel for each of these.
+func TestZonesAreWatched(t *testing.T) {
+	rules, board := readDeploy(t, "prometheus/modmirror.rules.yml"), readDeploy(t, "grafana/modmirror.json")
+	for _, name := range []string{"modmirror_peer_wan_bytes_total", "modmirror_cluster_zone_complete_timestamp_seconds", "modmirror_cluster_zone_members",
+		"modmirror_cluster_under_replicated_blobs", "modmirror_cluster_roots_differ"} {
+		metric := regexp.MustCompile(`\b` + name + `\b`)
+		if !metric.MatchString(rules) {
+			t.Errorf("no alert asks for %s", name)
+		}
+		if !metric.MatchString(board) {
+			t.Errorf("no panel shows %s", name)
+		}
+	}
+}
+
 // Metrics that the pages name exist.
 func TestMetricsInDocs(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")

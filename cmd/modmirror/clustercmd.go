@@ -37,8 +37,8 @@ func clusterStatusCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show every member: role, lag, disk, tree head, version",
-		Long: `Status shows the cluster as one of its nodes sees it. The exit code is 1 if there is something that an operator should look
+		Short: "Show every zone and member: role, how far it is, disk, tree head, version",
+		Long: `Status shows the cluster as one of its nodes sees it. What nobody has said is a dash, and never 0. The exit code is 1 if there is something that an operator should look
 at, such as a member that does not answer.`,
 		Args: cobra.NoArgs,
 	}
