@@ -28,11 +28,8 @@ func (m *Mirror) Tell(ctx context.Context, op Op, path, query string) (Told, err
 	if m.config.Upstream == nil {
 		return Told{}, fmt.Errorf("%s: %w", path, errOffline)
 	}
-	switch op {
-	case OpList:
-		return m.list.tell(ctx, path)
-	case OpLatest:
-		return m.latest.tell(ctx, path)
+	if t := m.topicOf(op); t != nil {
+		return t.tell(ctx, path)
 	}
 	q, err := m.ownQuery(ctx, module.Version{Path: path, Version: query})
 	if err != nil {
@@ -54,10 +51,15 @@ func (t *topic) tell(ctx context.Context, path string) (Told, error) {
 			return Told{}, err
 		}
 	}
+	return t.told(s), nil
+}
+
+// told is s for another node.
+func (t *topic) told(s *seen) Told {
 	if t.class == classList {
-		return Told{Body: artifact.FormatList(s.versions), Age: time.Since(s.at)}, nil
+		return Told{Body: artifact.FormatList(s.versions), Age: time.Since(s.at)}
 	}
-	return Told{Body: s.answer.body, Age: time.Since(s.at)}, nil
+	return Told{Body: s.answer.body, Age: time.Since(s.at)}
 }
 
 // askAround asks the node whose turn it is, or the upstream.
@@ -79,6 +81,11 @@ func (t *topic) askAround(ctx context.Context, path string) (*seen, error) {
 	if err != nil {
 		return nil, err
 	}
+	return t.understand(told, path)
+}
+
+// understand is the inverse of told.
+func (t *topic) understand(told Told, path string) (*seen, error) {
 	at := time.Now().Add(-max(told.Age, 0))
 	if t.class == classList {
 		if err := checkList(told.Body); err != nil {
@@ -201,6 +208,11 @@ func (m *Mirror) resolveQuery(ctx context.Context, mv module.Version) (*resolved
 	if err != nil {
 		return nil, err
 	}
+	return m.learnQuery(mv, told)
+}
+
+// learnQuery remembers what another node says that a query means.
+func (m *Mirror) learnQuery(mv module.Version, told Told) (*resolved, error) {
 	body, err := parseResolved(told.Body, mv.Path)
 	if err != nil {
 		return nil, m.lied(told, mv.Path, err)

@@ -24,6 +24,7 @@ type selfStatus struct {
 	Proves   int64  `json:"proves"`   // it holds the tiles that prove the records of the leaves below
 	Starts   uint64 `json:"starts"`   // how often its data directory was opened
 	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
+	Passes   bool   `json:"passes"`   // it passes questions on as the owner of its zone; earlier versions do not
 	Draining bool   `json:"draining"` // it is about to stop
 	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
 	InOffice bool   `json:"inOffice"` // it leads, and its catalog has all that is committed
@@ -40,7 +41,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 	if err := n.keeps(); err != nil {
 		s.NoBlobs = err.Error()
 	}
-	s.Fetches = n.upstream != nil && s.NoBlobs == ""
+	s.Fetches, s.Passes = n.upstream != nil && s.NoBlobs == "", true
 	if s.Draining {
 		s.Ready = "about to stop"
 	}

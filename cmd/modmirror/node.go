@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/mod/module"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 
 	"modmirror/mirror"
 	"modmirror/mirror/artifact"
@@ -57,6 +58,7 @@ type node struct {
 	badAnswers atomic.Int64                       // of other nodes
 	arrivals   arrivals                           // blobs on their way here
 	fromAfar   zoneCounts                         // blobs that came from other zones
+	passing    singleflight.Group                 // questions to the cluster's owners
 	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
 
 	disk    *disk

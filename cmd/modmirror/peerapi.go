@@ -13,9 +13,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/mod/module"
-
-	"modmirror/mirror"
 	"modmirror/mirror/artifact"
 	"modmirror/mirror/artifact/fault"
 	"modmirror/replicate"
@@ -141,30 +138,6 @@ func (n *node) handlePropose(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return n.replica.Accept(r.Context(), b)
-}
-
-func (n *node) handleResolve(r *http.Request) (any, error) {
-	q, err := readRequest(r)
-	if err != nil {
-		return nil, err
-	}
-	man, err := n.mirror.Bring(r.Context(), module.Version{Path: q.Module, Version: q.Version}, artifact.Kind(q.Kind))
-	if err != nil {
-		return nil, err
-	}
-	return man.AppendBinary(nil)
-}
-
-func (n *node) handleAsk(r *http.Request) (any, error) {
-	q, err := readRequest(r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := n.mirror.Tell(r.Context(), mirror.Op(q.Op), q.Module, q.Query)
-	if err != nil {
-		return nil, err
-	}
-	return told{t.Body, t.Age}, nil
 }
 
 // blobRef returns which blob a request is about.

@@ -136,13 +136,13 @@ func (f *fetching) fromFar(ctx context.Context, r route) (done bool, err error) 
 		a, mine := f.n.arrivals.begin(f.want.Ref.Digest, f.want.Background)
 		if mine {
 			defer a.end()
+			if f.n.store.DurableIntact(ctx, f.want.Ref) == nil { // it came while others were asked
+				return true, nil
+			}
 			return f.fromEach(ctx, r.far, a)
 		}
 		if err := f.join(ctx, a); err != nil {
 			return true, err
-		}
-		if f.n.store.Durable(f.want.Ref) == nil {
-			return true, nil
 		}
 	}
 	return f.fromEach(ctx, r.far, nil)
@@ -292,7 +292,7 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("%v: %w", err, artifact.ErrMalformed)
 	}
 	switch {
-	case n.store.Durable(w.Ref) == nil:
+	case n.store.DurableIntact(r.Context(), w.Ref) == nil:
 		return relayAnswer{Here: true}, nil
 	case q.Bring:
 		if q.Background {
@@ -308,7 +308,7 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 	defer hold.Stop()
 	select {
 	case <-a.done:
-		return relayAnswer{Here: n.store.Durable(w.Ref) == nil}, nil
+		return relayAnswer{Here: n.store.DurableIntact(r.Context(), w.Ref) == nil}, nil
 	case <-hold.C:
 	case <-r.Context().Done():
 	}

@@ -54,6 +54,7 @@ type simNode struct {
 	ip     string
 	zone   string
 	role   string
+	extra  []string // further flags
 
 	wipes int
 	crash int // lives so far
@@ -136,7 +137,7 @@ func (n *simNode) args() []string {
 	if n.role == roleVoter {
 		args = append(args, "--bootstrap-expect", fmt.Sprint(n.sim.voters))
 	}
-	return args
+	return append(args, n.extra...)
 }
 
 // start starts a process on a machine that is down.

@@ -1,93 +1,91 @@
 package main
 
 import (
-	"cmp"
-	"context"
-	"slices"
-
 	"modmirror/replicate/peer"
 )
 
-// fetchers returns the nodes whose turn it may be to ask the upstream: those of this node's zone that answer and can, or those
-// of all zones if there are none.
-func (n *node) fetchers() []peer.Member {
-	var here, all []peer.Member
-	add := func(m peer.Member) {
-		all = append(all, m)
-		if m.Zone == n.config.Cluster.Zone {
-			here = append(here, m)
-		}
-	}
-	if n.upstream != nil && n.keeps() == nil {
-		add(peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone})
-	}
+// turn says whose turn it is to ask the upstream for something, or the checksum database, so that the cluster asks once. Two
+// nodes have one, by rendezvous of what is asked for:
+//
+//   - the cluster's owner, the first of all nodes that fetch: they answer, have an upstream, have room and are not about to stop
+//   - the zone's owner, the first of the nodes of a zone that answer
+//
+// A node asks the owner of its zone (hopZone), which joins equal questions and asks the cluster's owner (hopCluster), which asks
+// nobody but the upstream. What coincides is left out: an owner does not ask itself, and a cluster's owner in the own zone is
+// asked at once; so with a single zone there is only the one question. In the place of one that is silent, or that cannot say,
+// comes the next; a node that has an upstream asks it itself when it is its turn, at the latest when nobody else answers, so also
+// in a zone that is cut off.
+//
+// A zone's owner never asks one, and a cluster's owner asks no node: a question takes two hops at most, and never goes round. Two
+// nodes that disagree about who answers may both ask the upstream, and never wait for each other.
+//
+// What it costs: where the cluster's owner is in another zone, one round trip over the long way for each thing that nobody has,
+// as question and answer, whatever the number of nodes that ask. The hop within the zone is short. What is committed then comes
+// with the log, which brings infos and go.mods, and not with the answer; a zip comes over the long way in one transfer (see
+// [route]), which the zone would need in any case but that its own owner had fetched it. Without owners for the cluster each zone
+// would fetch everything from the upstream for itself, and the nodes would say different things of lists for a while.
+type turn struct {
+	zone    []peer.Member // the zone's owner, and the next; none: it is this node, or it is left out
+	cluster []peer.Member // who fetches for the cluster, in order, before this node
+	mine    bool          // after them it is this node's turn
+}
+
+// What a question is, for whoever gets it.
+const (
+	hopZone    = "zone"    // to the zone's owner: it may ask the cluster's
+	hopCluster = "cluster" // to the cluster's owner; also what says nothing of it
+)
+
+// maxZoneOwners is how many nodes of the zone are asked for what they are told, before this node asks the cluster's owner itself.
+const maxZoneOwners = 2
+
+// candidate is a node whose turn it may be.
+type candidate struct {
+	peer.Member
+	fetches bool // it has an upstream, and takes new artifacts
+	passes  bool // it passes questions on as the owner of its zone
+}
+
+// turnFor returns whose turn it is for key.
+func (n *node) turnFor(key string) turn {
+	self := candidate{peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone}, n.fetches(), true}
+	var others []candidate
 	for _, m := range n.others() {
-		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.Fetches && !s.Draining {
-			add(m)
+		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && !s.Draining {
+			others = append(others, candidate{m, s.Fetches, s.Passes})
 		}
 	}
-	if len(here) > 0 {
-		return here
-	}
-	return all
+	return turnAmong(key, self, others)
 }
 
-// spreadTo returns the other voters, and on how many of them a blob must be, so that with this node, if it votes, it is on the
-// disks of a majority. See spreadOrder for their order.
-func (n *node) spreadTo() (targets []peer.Member, need int) {
-	all, err := n.replica.Peers(context.Background())
-	if err != nil {
-		return nil, 1 // which nobody can meet: no answer of the catalog is no reason to need none
-	}
-	voters, self := make(map[string]bool), false
-	for _, p := range all {
-		if p.Voter && p.ID == n.replica.ID() {
-			self = true
+// fetches reports whether this node asks the upstream.
+func (n *node) fetches() bool { return n.upstream != nil && n.keeps() == nil }
+
+// turnAmong is turnFor for a node among others that answer.
+func turnAmong(key string, self candidate, others []candidate) (t turn) {
+	var fetchers, zone []peer.Member
+	for _, c := range append([]candidate{self}, others...) {
+		if c.fetches {
+			fetchers = append(fetchers, c.Member)
 		}
-		if p.Voter {
-			voters[p.ID] = true
+		if c.Zone == self.Zone && c.passes {
+			zone = append(zone, c.Member)
 		}
 	}
-	need = len(voters)/2 + 1
-	if self {
-		need--
+	t.cluster, t.mine = before(self.ID, peer.Owner(key, fetchers))
+	if len(t.cluster) > 0 && t.cluster[0].Zone != self.Zone {
+		t.zone, _ = before(self.ID, peer.Owner(key, zone))
+		t.zone = t.zone[:min(len(t.zone), maxZoneOwners)]
 	}
-	others := slices.DeleteFunc(n.neighbours(), func(m neighbour) bool { return !voters[m.ID] })
-	return spreadOrder(n.config.Cluster.Zone, others), need
+	return t
 }
 
-// spreadOrder returns to whom a blob is spread by a node of zone, in order: the nearest first, but of each other zone one before
-// the second of any, so that no zone gets two copies over a long way while another one does as well. Then come those that do not
-// answer, and last those that said that they take no blobs: they may have room again, and say no at once if they have not.
-func spreadOrder(zone string, nearest []neighbour) []peer.Member {
-	rank := make(map[string]int, len(nearest))
-	copies := map[string]int{}
-	for _, m := range nearest {
-		switch {
-		case !m.takes:
-			rank[m.ID] = 2 * len(nearest)
-		case !m.answers:
-			rank[m.ID] = len(nearest)
-		case m.Zone != zone:
-			rank[m.ID] = copies[m.Zone]
-			copies[m.Zone]++
+// before returns the part of order that comes before a node, and whether that is in it.
+func before(id string, order []peer.Member) ([]peer.Member, bool) {
+	for i, m := range order {
+		if m.ID == id {
+			return order[:i], true
 		}
 	}
-	slices.SortStableFunc(nearest, func(a, b neighbour) int { return cmp.Compare(rank[a.ID], rank[b.ID]) })
-	out := make([]peer.Member, len(nearest))
-	for i, m := range nearest {
-		out[i] = m.Member
-	}
-	return out
-}
-
-// roomier returns the nearest voter that answers and takes new artifacts.
-func (n *node) roomier() (peer.Member, bool) {
-	targets, _ := n.spreadTo()
-	for _, m := range targets {
-		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && s.NoBlobs == "" && !s.Draining {
-			return m, true
-		}
-	}
-	return peer.Member{}, false
+	return order, false
 }

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"modmirror/mirror"
+	"modmirror/mirror/artifact"
+	"modmirror/replicate/peer"
+)
+
+// ownerRig is a node that asks others for what the upstream says.
+type ownerRig struct {
+	*spreadRig
+	mu    sync.Mutex
+	asked []string // guarded by mu; "hop id"
+}
+
+func newOwnerRig(t *testing.T) *ownerRig {
+	g := &ownerRig{spreadRig: newSpreadRig(t)}
+	g.n.config.Limits.Fetch = time.Minute
+	g.n.table.Store(peer.NewTable(peer.TableConfig{Link: g.n.link, Members: func() []peer.Member { return nil }}))
+	return g
+}
+
+// owner is a node that answers with what say returns.
+func (g *ownerRig) owner(id string, say func() (any, error)) peer.Member {
+	g.t.Helper()
+	l := g.open(id)
+	l.Handle("POST /v1/ask", answering(func(r *http.Request) (any, error) {
+		q, err := readRequest(r)
+		if err != nil || q.Module != "example.com/m" || mirror.Op(q.Op) != mirror.OpList {
+			g.t.Errorf("%s is asked %+v, %v", id, q, err)
+		}
+		g.mu.Lock()
+		g.asked = append(g.asked, q.Hop+" "+id)
+		g.mu.Unlock()
+		return say()
+	}))
+	return peer.Member{ID: id, Name: id, Address: l.Self().Address}
+}
+
+func (g *ownerRig) tell(t turn) (string, bool, error) {
+	g.t.Helper()
+	g.mu.Lock()
+	g.asked = nil
+	g.mu.Unlock()
+	r := askInTurn(g.t.Context(), peers{g.n}, g.n.telling(mirror.OpList, "example.com/m", ""), t)
+	return string(r.value.Body), r.said, r.err
+}
+
+func saying(body string) func() (any, error) {
+	return func() (any, error) { return told{Body: []byte(body)}, nil }
+}
+
+func refusing(err error) func() (any, error) { return func() (any, error) { return nil, err } }
+
+// The zone's owner is asked first, and the cluster's only if that is silent or cannot say, and it is nobody's turn here.
+func TestAskInTurn(t *testing.T) {
+	g := newOwnerRig(t)
+	zone, cluster := g.owner("ZONE", saying("zone")), g.owner("CLUSTER", saying("cluster"))
+	cannot, absent := g.owner("CANNOT", refusing(artifact.ErrUnavailable)), g.owner("ABSENT", refusing(fs.ErrNotExist))
+	bad := g.owner("BAD", func() (any, error) { return []byte("rubbish"), nil })
+	silent := peer.Member{ID: "SILENT", Name: "SILENT", Address: "127.0.0.1:1"}
+	list := func(m ...peer.Member) []peer.Member { return m }
+	for _, test := range []struct {
+		name  string
+		turn  turn
+		body  string
+		said  bool
+		err   error
+		asked []string
+	}{
+		{"the zone's owner says it", turn{list(zone), list(cluster), true}, "zone", true, nil, []string{"zone ZONE"}},
+		{"this node is the zone's owner", turn{nil, list(cluster), true}, "cluster", true, nil, []string{"cluster CLUSTER"}},
+		{"the zone's owner is silent", turn{list(silent), list(cluster), true}, "cluster", true, nil, []string{"cluster CLUSTER"}},
+		{"and so is the next", turn{list(silent, silent), list(silent, cluster), true}, "cluster", true, nil, []string{"cluster CLUSTER"}},
+		{"the zone's owner is answered no", turn{list(absent), list(cluster), true}, "", true, fs.ErrNotExist, []string{"zone ABSENT"}},
+		{"the zone's owner gets no answer, and it may be this node's turn", turn{list(cannot), list(cluster), true}, "", false, nil, []string{"zone CANNOT"}},
+		{"the zone's owner gets no answer, and it never is", turn{list(cannot), list(cluster), false}, "cluster", true, nil, []string{"zone CANNOT", "cluster CLUSTER"}},
+		{"rubbish", turn{list(bad), list(bad, cluster), true}, "cluster", true, nil, []string{"zone BAD", "cluster BAD", "cluster CLUSTER"}},
+		{"nobody can say", turn{nil, list(cannot, silent), true}, "", false, nil, []string{"cluster CANNOT"}},
+		{"it is this node's turn", turn{nil, nil, true}, "", false, nil, nil},
+	} {
+		body, said, err := g.tell(test.turn)
+		if body != test.body || said != test.said || !errors.Is(err, test.err) || (err == nil) != (test.err == nil) {
+			t.Errorf("%s: %q, %v, %v", test.name, body, said, err)
+		}
+		if !slices.Equal(g.asked, test.asked) {
+			t.Errorf("%s: asked %q, want %q", test.name, g.asked, test.asked)
+		}
+	}
+	if n := g.n.badAnswers.Load(); n != 2 {
+		t.Errorf("%d answers were none", n)
+	}
+}
+
+// Who asks the cluster's owner the same at the same time asks once.
+func TestZoneOwnerJoins(t *testing.T) {
+	g := newOwnerRig(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var questions atomic.Int64
+	owner := g.owner("CLUSTER", func() (any, error) {
+		if questions.Add(1) == 1 {
+			close(entered)
+		}
+		<-leave
+		return told{Body: []byte("it")}, nil
+	})
+	q := g.n.telling(mirror.OpList, "example.com/m", "")
+	ask := func(ctx context.Context) reply[mirror.Told] {
+		return askInTurn(ctx, peers{g.n}, q, turn{cluster: []peer.Member{owner}})
+	}
+	first := make(chan reply[mirror.Told])
+	go func() { first <- ask(t.Context()) }()
+	<-entered
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 5 {
+		if r := ask(gone); !errors.Is(r.err, context.Canceled) {
+			t.Errorf("whoever asks is gone: %+v", r)
+		}
+	}
+	close(leave)
+	if r := <-first; string(r.value.Body) != "it" || r.err != nil || r.value.From != "node CLUSTER" {
+		t.Errorf("%+v", r)
+	}
+	if r := ask(t.Context()); string(r.value.Body) != "it" { // what was asked besides has arrived by now
+		t.Errorf("%+v", r)
+	}
+	if n := questions.Load(); n != 2 {
+		t.Errorf("%d questions, want the one that was joined and the one after it", n)
+	}
+}
+
+// A question says which hop it is, in a way that earlier versions pass over; and what they send is the last hop.
+func TestHopOnTheWire(t *testing.T) {
+	b, err := json.Marshal(request{Module: "m", Hop: hopZone})
+	if want := `{"module":"m","hop":"zone"}`; err != nil || string(b) != want {
+		t.Errorf("%s, %v; want %s", b, err, want)
+	}
+	var old struct{ Module string }
+	if err := json.Unmarshal(b, &old); err != nil || old.Module != "m" {
+		t.Errorf("an earlier version reads %+v, %v", old, err)
+	}
+	if s := fmt.Sprint(hopZone, hopCluster); s != "zonecluster" {
+		t.Errorf("the hops are called %q", s)
+	}
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+)
+
+// zones is a simulated cluster (sim_test.go) of three zones, in which nothing fails but what a test breaks.
+type zones struct {
+	*sim
+	t *testing.T
+}
+
+// inZones runs test with a cluster of so many nodes in each of the zones a, b and c. The first of each zone votes. edit, if there
+// is one, may change a node before it starts.
+func inZones(t *testing.T, each int, edit func(n *simNode), test func(z *zones)) {
+	t.Helper()
+	dir := simDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		trace := newSimTrace()
+		s, err := newSim(1, dir, trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.voters, s.loss, s.short, s.nodes = 3, lossFail, false, nil
+		for i := range 3 * each {
+			zone := i % 3
+			n := &simNode{sim: s, name: fmt.Sprintf("%c%d", 'a'+zone, i/3+1), number: i, zone: string(rune('a' + zone)), role: roleVoter,
+				ip: fmt.Sprintf("10.0.%d.%d", zone, i+1), extra: []string{"--no-look-ahead"}}
+			if i >= 3 {
+				n.role = roleReplica
+			}
+			if edit != nil {
+				edit(n)
+			}
+			n.wipe()
+			s.nodes = append(s.nodes, n)
+		}
+		z := &zones{s, t}
+		z.begin()
+		if !t.Failed() {
+			test(z)
+		}
+		s.check.mu.Lock()
+		broken := s.check.broken
+		s.check.mu.Unlock()
+		if len(broken) > 0 {
+			t.Error(strings.Join(broken, "\n"))
+		}
+		if t.Failed() {
+			t.Log(trace.tail(100))
+		}
+		s.end()
+	})
+}
+
+// begin starts the nodes: first those that found the cluster.
+func (z *zones) begin() {
+	rest := z.nodes[3:]
+	for _, some := range [][]*simNode{z.nodes[:3], rest} {
+		z.nodes = z.nodes[:3]
+		if len(some) > 0 && some[0].role == roleReplica {
+			z.nodes = append(z.nodes, rest...)
+		}
+		for _, n := range some {
+			n.start()
+		}
+		if !z.becomesWhole(time.Minute) {
+			z.t.Errorf("the cluster does not begin: %s", z.lacks())
+			return
+		}
+	}
+	time.Sleep(5 * time.Second) // until all have heard how all are
+}
+
+// add publishes modules upstream.
+func (z *zones) add(name string, n, size int) (mods []module.Version) {
+	for i := range n {
+		m := module.Version{Path: fmt.Sprintf("example.com/%s%d", name, i), Version: "v1.0.0"}
+		z.source.publish(m, nil, size, false)
+		mods = append(mods, m)
+	}
+	return mods
+}
+
+// named returns a node.
+func (z *zones) named(name string) *simNode {
+	return z.nodes[slices.IndexFunc(z.nodes, func(n *simNode) bool { return n.name == name })]
+}
+
+// get asks a node, which must answer 200.
+func (z *zones) get(n *simNode, path string) answer {
+	a, ok := n.serving().ask(path)
+	if !ok || a.status != http.StatusOK {
+		z.t.Errorf("%s: %s: %d %.300s", n.name, path, a.status, a.body)
+	}
+	return a
+}
+
+// all asks all nodes of some zones for a path at once.
+func (z *zones) all(in, path string) {
+	var wg sync.WaitGroup
+	for _, n := range z.nodes {
+		if strings.Contains(in, n.zone) {
+			wg.Go(func() { z.get(n, path) })
+		}
+	}
+	wg.Wait()
+}
+
+// awaitAll waits until every node holds everything.
+func (z *zones) awaitAll() {
+	if !z.becomesWhole(time.Minute) {
+		z.t.Errorf("not all nodes hold everything: %s", z.lacks())
+	}
+}
+
+// fromAfar counts the blobs that came to the nodes of a zone out of another one.
+func (z *zones) fromAfar(zone string) (n int64) {
+	for _, node := range z.nodes {
+		if l := node.serving(); l != nil && node.zone == zone {
+			n += l.n.fromAfar.pulled.Load() + l.n.fromAfar.spread.Load()
+		}
+	}
+	return n
+}
+
+// Each blob comes into each zone once, whoever asks for it, whether at all nodes at once or at one while the others follow.
+func TestOneTransferAZone(t *testing.T) {
+	inZones(t, 3, nil, func(z *zones) {
+		mods := z.add("m", 24, 100_000)
+		var wg sync.WaitGroup
+		for i, m := range mods {
+			path := artifactPath(m, artifact.Zip)
+			if i%2 == 0 {
+				wg.Go(func() { z.all("abc", path) })
+			} else {
+				wg.Go(func() { z.get(z.nodes[i%len(z.nodes)], path) })
+			}
+		}
+		wg.Wait()
+		z.awaitAll()
+		total := int64(0)
+		for _, zone := range []string{"a", "b", "c"} {
+			n := z.fromAfar(zone)
+			total += n
+			if n == 0 || n > int64(len(mods)) {
+				t.Errorf("%d blobs came to zone %s out of others", n, zone)
+			}
+		}
+		if total != int64(2*len(mods)) {
+			t.Errorf("%d blobs came out of one zone to another, of %d that must come to two zones each", total, len(mods))
+		}
+	})
+}
+
+// Whatever all nodes of all zones ask for at once, the cluster asks the upstream for once.
+func TestOneFetchACluster(t *testing.T) {
+	inZones(t, 3, nil, func(z *zones) {
+		var paths []string
+		for _, m := range z.add("m", 4, 1000) {
+			z.source.up.Alias(m.Path, "main", m.Version)
+			for _, k := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
+				paths = append(paths, artifactPath(m, k))
+			}
+			paths = append(paths, "/"+m.Path+"/@v/list", "/"+m.Path+"/@latest", "/"+m.Path+"/@v/main.info")
+		}
+		z.source.up.Reset()
+		var wg sync.WaitGroup
+		for _, path := range paths {
+			wg.Go(func() { z.all("abc", path) })
+		}
+		wg.Wait()
+		for _, path := range paths {
+			if n := z.source.up.Count(path); n != 1 {
+				t.Errorf("the upstream is asked %d times for %s", n, path)
+			}
+		}
+	})
+}
+
+// A zone that is cut off has its own nodes ask the upstream; once for all of them.
+func TestZoneCutOffFetches(t *testing.T) {
+	passing := func(n *simNode) { n.extra = append(n.extra, "--on-quorum-loss", lossPassThrough) }
+	inZones(t, 3, passing, func(z *zones) {
+		z.cutOff("c")
+		m := z.add("m", 1, 1000)[0]
+		time.Sleep(20 * time.Second) // until that is noticed
+		z.source.up.Reset()
+		path := artifactPath(m, artifact.Mod)
+		z.all("c", path)
+		if n := z.source.up.Count(path); n < 1 || n > 3 { // what cannot be committed each node fetches for its own clients
+			t.Errorf("the upstream is asked %d times for %s", n, path)
+		}
+		z.all("ab", path)
+		z.net.heal()
+		z.awaitAll()
+	})
+}
+
+// cutOff cuts a zone off from the other two, and leaves it its way to the upstream.
+func (z *zones) cutOff(zone string) {
+	z.net.mu.Lock()
+	defer z.net.mu.Unlock()
+	for _, a := range z.nodes {
+		for _, b := range z.nodes {
+			if a.zone == zone && b.zone != zone {
+				z.net.cut[way{a.ip, b.ip}], z.net.cut[way{b.ip, a.ip}] = true, true
+			}
+		}
+	}
+	z.net.wake()
+}
+
+// A relay that dies while it pulls costs a second transfer, and no blob.
+func TestRelayDies(t *testing.T) {
+	inZones(t, 3, nil, func(z *zones) {
+		for _, m := range z.add("m", 20, 1<<20) {
+			path := artifactPath(m, artifact.Zip)
+			done := make(chan struct{})
+			go func() { defer close(done); z.get(z.named("a1"), path) }()
+			relay := z.pulling(done)
+			if relay == nil {
+				<-done
+				continue
+			}
+			relay.fail(false)
+			<-done
+			for _, n := range z.nodes {
+				if n != relay {
+					z.get(n, path)
+				}
+			}
+			relay.start()
+			z.awaitAll()
+			return
+		}
+		t.Error("no replica was the relay of any of the blobs")
+	})
+}
+
+// pulling waits until a replica pulls a blob out of another zone, and returns it; nil if all is done before.
+func (z *zones) pulling(done chan struct{}) *simNode {
+	for ended := 0; ended < 3000; ended++ {
+		for _, n := range z.nodes {
+			if n.role == roleReplica && n.receives() {
+				return n
+			}
+		}
+		select {
+		case <-done:
+		default:
+			ended = 0
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}
+
+// receives reports whether a part of a blob has come to a node.
+func (n *simNode) receives() bool {
+	l := n.serving()
+	if l == nil {
+		return false
+	}
+	s := &l.n.arrivals
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.all {
+		if a.received.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
