@@ -42,6 +42,7 @@ type clusterConfig struct {
 	TLS        tlsFiles
 	OnLoss     string
 	PullLimit  byteRate
+	NoUpstream bool
 }
 
 // tlsFiles is an operator's own certificate for the internal port.
@@ -70,6 +71,7 @@ func (c *clusterConfig) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.TLS.Cert, "tls-cert", "", "the `file` with this node's certificate; it is read again when it changes")
 	fs.StringVar(&c.TLS.Key, "tls-key", "", "the `file` with its key")
 	fs.StringVar(&c.OnLoss, "on-quorum-loss", lossPassThrough, "without a quorum, new artifacts are verified and sent, marked as uncommitted (`passthrough`), or refused (fail)")
+	fs.BoolVar(&c.NoUpstream, "no-upstream", false, "ask no upstream and no checksum database from this node, and have other nodes of the cluster do it: for zones without a way out")
 	fs.Var(&c.PullLimit, "pull-limit", "how many `bytes` a second this node copies from others in the background, for example 20MB; 0: no limit")
 }
 
@@ -111,6 +113,8 @@ func (c *clusterConfig) validate() error {
 		return usageError("--role %q: want %s or %s", c.Role, roleVoter, roleReplica)
 	case c.Role == roleReplica && c.Expect > 0:
 		return usageError("--role replica: a node that never votes cannot found a cluster; leave --bootstrap-expect out")
+	case c.NoUpstream && !c.clustered():
+		return usageError("--no-upstream: a node that is alone has no other node ask the upstream for it; give --join, or --offline to serve what is held")
 	case c.OnLoss != lossPassThrough && c.OnLoss != lossFail:
 		return usageError("--on-quorum-loss %q: want %s or %s", c.OnLoss, lossPassThrough, lossFail)
 	}

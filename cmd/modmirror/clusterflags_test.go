@@ -19,6 +19,19 @@ func clusterFlags(t *testing.T, args ...string) (c clusterConfig) {
 	return c
 }
 
+// A node is offline, or has others ask the upstream for it.
+func TestOfflineOrNoUpstream(t *testing.T) {
+	var c config
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	c.flags(fs)
+	if err := fs.Parse([]string{"--offline", "--no-upstream", "--join", "a", "--cluster-token-file", "f"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.validate(); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "leave one out") {
+		t.Errorf("both: %v", err)
+	}
+}
+
 func TestClusterFlags(t *testing.T) {
 	const tok = "--cluster-token-file=f"
 	for _, test := range []struct {
@@ -65,6 +78,8 @@ func TestClusterFlags(t *testing.T) {
 		{"--node-id -a", "--node-id"},
 		{"--node-id a/b", "--node-id"},
 		{"--zone " + strings.Repeat("z", 64), "--zone"},
+		{"--no-upstream", "--join"},
+		{"--no-upstream --join a " + tok, ""},
 		{"--zone " + strings.Repeat("z", 63), ""},
 	} {
 		c := clusterFlags(t, strings.Fields(test.args)...)

@@ -233,6 +233,9 @@ func (c *config) validate() error {
 	if err := c.Cluster.validate(); err != nil {
 		return err
 	}
+	if c.Offline && c.Cluster.NoUpstream {
+		return usageError("--offline and --no-upstream: offline, nobody is asked for what is not held; without an upstream, other nodes are; leave one out")
+	}
 	if c.NotFoundTTL > time.Minute {
 		return usageError("--not-found-ttl: at most one minute")
 	}

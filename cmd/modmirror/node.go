@@ -36,7 +36,7 @@ type node struct {
 	log       *slog.Logger
 	metrics   *prometheus.Registry
 	started   time.Time
-	upstream  *upstream.List // nil: offline
+	upstream  *upstream.List // nil: this node asks none
 	replica   *replicate.Node
 	store     *artifact.Store
 	databases []*sumdb.DB
@@ -185,7 +185,7 @@ func makeDataDir(dir string) error {
 }
 
 func (n *node) openUpstream(ctx context.Context) error {
-	if n.config.Offline {
+	if n.config.Offline || n.config.Cluster.NoUpstream {
 		return nil
 	}
 	list, saidBy, err := upstreamOf(ctx, n.config.Upstream)
@@ -279,8 +279,12 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 }
 
 // addSources says where a database is asked: through the upstream proxies and then directly, as the go command does, or
-// at its URL only if it has one.
+// at its URL only if it has one; or by other nodes.
 func (n *node) addSources(c *sumdb.Config, spec sumdb.Spec) error {
+	if n.config.Cluster.NoUpstream {
+		c.Direct = sumOwner{n, spec.Name}
+		return nil
+	}
 	url := spec.URL
 	if url == "" {
 		for _, e := range n.upstream.Entries() {
@@ -332,6 +336,8 @@ func (n *node) openMirror() error {
 	}
 	if n.upstream != nil {
 		c.Upstream = n.upstream
+	} else if n.config.Cluster.NoUpstream {
+		c.Upstream = noUpstream{}
 	}
 	c.Feed = n.replica
 	c.Changes, c.Node, c.Dir = n.replica, n.replica.ID(), n.config.DataDir

@@ -93,7 +93,7 @@ func askInTurn[T any](ctx context.Context, p peers, q question[T], t turn) reply
 // answer.
 func askCluster[T any](ctx context.Context, p peers, q question[T], t turn) reply[T] {
 	if len(t.cluster) == 0 {
-		return reply[T]{}
+		return nobody[T](p, nil)
 	}
 	q.body.Hop = hopCluster
 	b, err := json.Marshal(q.body)
@@ -103,7 +103,10 @@ func askCluster[T any](ctx context.Context, p peers, q question[T], t turn) repl
 	done := p.n.passing.DoChan(q.path+" "+string(b), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.limit)
 		defer cancel()
-		r, _ := askEach(ctx, p, q, t.cluster)
+		r, last := askEach(ctx, p, q, t.cluster)
+		if !r.said {
+			r = nobody[T](p, last)
+		}
 		return r, nil
 	})
 	select {
@@ -113,6 +116,18 @@ func askCluster[T any](ctx context.Context, p peers, q question[T], t turn) repl
 	case <-ctx.Done():
 		return reply[T]{said: true, err: context.Cause(ctx)}
 	}
+}
+
+// nobody is the outcome if no other node said anything to the point: it is the turn of this node, unless that never is. last is
+// why the last one of them cannot say now.
+func nobody[T any](p peers, last error) reply[T] {
+	switch {
+	case !p.n.config.Cluster.NoUpstream:
+		return reply[T]{}
+	case last != nil:
+		return reply[T]{said: true, err: fmt.Errorf("%w: %w", errNoFetcher, last)}
+	}
+	return reply[T]{said: true, err: errNoFetcher}
 }
 
 // askEach asks one node after the other. last is why the last one that said something cannot say more now.

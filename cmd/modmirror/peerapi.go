@@ -38,6 +38,7 @@ import (
 //	POST /v1/ask            a list, @latest or a query, of the upstream
 //	GET  /v1/blob/<sha256>  the bytes
 //	PUT  /v1/blob/<sha256>  the same, to be checked and made durable; the answer is an ack
+//	POST /v1/sum            a record, tile or tree head, of the checksum database
 //	POST /v1/relay          bring a blob into the zone, or say whether it comes
 //	POST /v1/holds          which of some blobs this node holds
 //	POST /v1/hold           hold the tiles that prove a record
@@ -54,6 +55,7 @@ func (n *node) handlePeers() {
 	l.Handle("POST /v1/scrub", answering(n.handleScrub))
 	l.Handle("POST /v1/resolve", answering(n.unlessDraining(n.handleResolve)))
 	l.Handle("POST /v1/ask", answering(n.unlessDraining(n.handleAsk)))
+	l.Handle("POST /v1/sum", answering(n.unlessDraining(n.handleSum)))
 	l.Handle("POST /v1/relay", answering(n.unlessDraining(n.handleRelay)))
 	l.Handle("POST /v1/holds", answering(n.handleHolds))
 	l.Handle("POST /v1/hold", answering(n.handleHold))

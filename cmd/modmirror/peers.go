@@ -60,12 +60,13 @@ func answerOf(resp *http.Response) (body []byte, said bool, err error) {
 
 // request is what one node asks of another, in JSON.
 type request struct {
-	Module  string `json:"module,omitempty"`
-	Version string `json:"version,omitempty"`
-	Kind    uint8  `json:"kind,omitempty"` // of artifact.Kind
-	Op      uint8  `json:"op,omitempty"`   // of mirror.Op
-	Query   string `json:"query,omitempty"`
-	Hop     string `json:"hop,omitempty"` // hopZone or hopCluster; nodes of earlier versions send none
+	Module   string `json:"module,omitempty"`
+	Version  string `json:"version,omitempty"`
+	Kind     uint8  `json:"kind,omitempty"` // of artifact.Kind
+	Op       uint8  `json:"op,omitempty"`   // of mirror.Op
+	Query    string `json:"query,omitempty"`
+	Database string `json:"database,omitempty"` // a checksum database; the query is the path there
+	Hop      string `json:"hop,omitempty"`      // hopZone or hopCluster; nodes of earlier versions send none
 }
 
 // told is mirror.Told in JSON.

@@ -51,6 +51,7 @@ type simSource struct {
 	down    bool            // everything is 503
 	forked  map[string]bool // hosts that are shown the other history
 	modules []module.Version
+	asked   map[string]int // requests, by host
 }
 
 const (
@@ -60,7 +61,7 @@ const (
 
 func newSimSource(n *simNet, seed uint64) *simSource {
 	s := &simSource{up: mirrortest.New(), main: sumdbtest.New(simDatabase), host: n.host(simUpstream, "upstream"),
-		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}}
+		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}, asked: map[string]int{}}
 	s.main.Grow(200)
 	s.http = &http.Server{Handler: s}
 	return s
@@ -175,6 +176,7 @@ func (s *simSource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	at := s.rng.IntN(1 << 20)
 	fork := s.fork
+	s.asked[host]++
 	s.mu.Unlock()
 	if stall {
 		<-r.Context().Done()

@@ -124,9 +124,12 @@ func (s status) print(w io.Writer) error {
 	row("modmirror", "%s, up %s", s.Version, time.Since(s.Started).Round(time.Second))
 	row("ready", "%s", s.Ready)
 	row("writes", "%s", s.Writes)
-	if s.Offline {
+	switch {
+	case s.Offline:
 		row("upstream", "none: offline")
-	} else {
+	case len(s.Upstream) == 0:
+		row("upstream", "none: other nodes ask for this one")
+	default:
 		row("upstream", "%s", strings.Join(s.Upstream, ", "))
 	}
 	row("node", "%s, %s, term %d, applied %d", s.Node.ID, s.Node.Role, s.Node.Term, s.Node.Applied)

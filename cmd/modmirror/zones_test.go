@@ -283,3 +283,63 @@ func (n *simNode) receives() bool {
 	}
 	return false
 }
+
+// askedBy counts what the nodes of a zone asked the upstream and the checksum database.
+func (z *zones) askedBy(zone string) (n int) {
+	z.source.mu.Lock()
+	defer z.source.mu.Unlock()
+	for _, node := range z.nodes {
+		if node.zone == zone {
+			n += z.source.asked[node.ip]
+		}
+	}
+	return n
+}
+
+// A zone without a way out asks nobody but other zones, and its clients get all they need: what is new, lists, what a branch
+// means, and the checksum database. When no other zone answers it says so, and serves what it holds.
+func TestZoneWithoutUpstream(t *testing.T) {
+	noUpstream := func(n *simNode) {
+		if n.zone == "c" {
+			n.extra = append(n.extra, "--no-upstream")
+		}
+	}
+	inZones(t, 2, noUpstream, func(z *zones) {
+		mods := z.add("m", 3, 1000)
+		m := mods[0]
+		z.source.up.Alias(m.Path, "main", m.Version)
+		c := z.named("c1")
+		sumdb := "/sumdb/" + simDatabase
+		lookup := sumdb + "/lookup/" + mods[1].Path + "@" + mods[1].Version
+		for _, path := range []string{lookup, artifactPath(m, artifact.Info), artifactPath(m, artifact.Mod), artifactPath(m, artifact.Zip),
+			"/" + m.Path + "/@v/list", "/" + m.Path + "/@latest", "/" + m.Path + "/@v/main.info", sumdb + "/supported", sumdb + "/latest"} {
+			z.get(c, path)
+			z.get(z.named("c2"), path)
+		}
+		if a, _ := c.serving().ask("/example.com/nothing/@v/v1.0.0.info"); a.status != http.StatusNotFound {
+			t.Errorf("what the upstream does not know: %d %s", a.status, a.body)
+		}
+		z.awaitAll()
+		z.cutOff("c")
+		time.Sleep(20 * time.Second) // until that is noticed
+		for _, path := range []string{artifactPath(mods[2], artifact.Mod), artifactPath(mods[2], artifact.Zip), "/" + mods[2].Path + "/@v/list", sumdb + "/lookup/" + mods[2].Path + "@" + mods[2].Version} {
+			a, _ := c.serving().ask(path)
+			if a.status != http.StatusServiceUnavailable || !strings.Contains(string(a.body), "--no-upstream") {
+				t.Errorf("what nobody can fetch: %s: %d %s", path, a.status, a.body)
+			}
+		}
+		for _, path := range []string{artifactPath(m, artifact.Zip), "/" + m.Path + "/@v/list", lookup, sumdb + "/supported", sumdb + "/latest"} {
+			z.get(c, path)
+		}
+		if n := z.askedBy("c"); n != 0 {
+			t.Errorf("the zone asks the upstream or the database %d times", n)
+		}
+		if n := z.askedBy("a") + z.askedBy("b"); n == 0 {
+			t.Error("nobody asks the upstream")
+		}
+		z.net.heal()
+		time.Sleep(20 * time.Second)
+		z.get(c, artifactPath(mods[2], artifact.Zip))
+		z.awaitAll()
+	})
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/module"
+
+	"modmirror/mirror/artifact"
+	"modmirror/replicate/peer"
+	"modmirror/sumdb"
+)
+
+// A node with --no-upstream asks no upstream and no checksum database. It is nobody's owner for the cluster (see [turn]), asks
+// those who are, and takes what they bring in from them. Unlike one with --offline, for which what is not held does not exist, it
+// says 503 if none of them answers.
+
+// errNoFetcher is for what a node without an upstream is not told by another one.
+var errNoFetcher = fmt.Errorf("this node asks no upstream by itself (--no-upstream), and no node that asks one can say now: %w", artifact.ErrUnavailable)
+
+// noUpstream is the upstream of such a node. It implements [mirror.Upstream].
+type noUpstream struct{}
+
+func (noUpstream) Fetch(context.Context, module.Version, artifact.Kind, func(io.Reader, int64, string) error) error {
+	return errNoFetcher
+}
+func (noUpstream) Versions(context.Context, string) ([]byte, error)      { return nil, errNoFetcher }
+func (noUpstream) Latest(context.Context, string) ([]byte, error)        { return nil, errNoFetcher }
+func (noUpstream) Query(context.Context, string, string) ([]byte, error) { return nil, errNoFetcher }
+
+// sumOwner is a checksum database by way of the nodes that ask it. It implements [sumdb.Source].
+type sumOwner struct {
+	n        *node
+	database string
+}
+
+func (s sumOwner) String() string { return "the nodes that ask " + s.database }
+
+// Get has the node whose turn it is ask the database.
+func (s sumOwner) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	q := s.n.summing(s.database, path)
+	r := askInTurn(ctx, peers{s.n}, q, s.n.turnFor(q.key))
+	switch {
+	case !r.said:
+		return nil, fmt.Errorf("%s: %w", s, errNoFetcher)
+	case r.err != nil:
+		return nil, fmt.Errorf("%s: %s: %w", s, path, r.err)
+	case int64(len(r.value)) > limit:
+		return nil, fmt.Errorf("%s: %s of more than %d bytes: %w", s, path, limit, artifact.ErrMalformed)
+	}
+	return r.value, nil
+}
+
+// summing is the question for what a checksum database has at a path.
+func (n *node) summing(database, path string) question[[]byte] {
+	return question[[]byte]{"sumdb " + database + path, "/v1/sum", request{Database: database, Query: path}, n.config.Limits.Lookup,
+		func(_ peer.Member, answer []byte) ([]byte, error) { return answer, nil }} // who asks verifies it
+}
+
+// handleSum is the other end of summing. A node that does not ask the database itself says so: it must not ask another one.
+func (n *node) handleSum(r *http.Request) (any, error) {
+	q, err := readRequest(r)
+	if err != nil {
+		return nil, err
+	}
+	if q.Hop == hopZone {
+		q := n.summing(q.Database, q.Query)
+		if passed := askCluster(r.Context(), peers{n}, q, n.turnFor(q.key)); passed.said {
+			return passed.value, passed.err
+		}
+	}
+	if !n.fetches() {
+		return nil, errNoFetcher
+	}
+	return n.lookUp(r.Context(), q.Database, q.Query)
+}
+
+// lookUp answers what this node's own clients would be answered.
+func (n *node) lookUp(ctx context.Context, database, path string) ([]byte, error) {
+	i := slices.IndexFunc(n.databases, func(db *sumdb.DB) bool { return db.Name() == database })
+	if i < 0 {
+		return nil, fmt.Errorf("this node does not know the checksum database %.100q: %w", database, artifact.ErrUnavailable)
+	}
+	if path != "/latest" && !strings.HasPrefix(path, "/lookup/") && !strings.HasPrefix(path, "/tile/") {
+		return nil, fmt.Errorf("%.100q is nothing that a checksum database has: %w", path, artifact.ErrMalformed)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
+	if err != nil {
+		return nil, err
+	}
+	r.URL.Path = path
+	w := &bodyWriter{header: http.Header{}, status: http.StatusOK}
+	n.databases[i].ServeHTTP(w, r)
+	if w.status == http.StatusOK {
+		return w.body.Bytes(), nil
+	}
+	why := map[int]error{http.StatusNotFound: fs.ErrNotExist, http.StatusForbidden: artifact.ErrRefused, http.StatusBadRequest: artifact.ErrMalformed,
+		http.StatusGatewayTimeout: context.DeadlineExceeded}[w.status]
+	if why == nil {
+		why = artifact.ErrUnavailable
+	}
+	return nil, fmt.Errorf("%s: %w", strings.TrimSpace(w.body.String()), why)
+}
+
+// bodyWriter keeps an answer in memory. Those of a checksum database are small.
+type bodyWriter struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (w *bodyWriter) Header() http.Header         { return w.header }
+func (w *bodyWriter) WriteHeader(status int)      { w.status = status }
+func (w *bodyWriter) Write(b []byte) (int, error) { return w.body.Write(b) }
