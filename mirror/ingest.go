@@ -42,6 +42,7 @@ type intake struct {
 	man  artifact.Manifest // the record and its sums, no parts
 	want artifact.Ref      // what is committed already, if only the bytes are missing here
 	id   string            // of the request that asked first
+	pace pacer             // holds the download back; nil: nothing does
 	mute bool              // a refusal is not the last word: raise no alarm
 
 	ref    artifact.Ref // set once accept has said yes
@@ -54,7 +55,7 @@ type intake struct {
 
 // ingest brings one artifact in, unless it has come in meanwhile, and returns the manifest that has it. The bytes are
 // returned if they are small and at hand. Errors do not name the artifact; the caller does.
-func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind, id string) (artifact.Manifest, []byte, error) {
+func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind, id string, pace pacer) (artifact.Manifest, []byte, error) {
 	have, err := m.manifest(ctx, mv)
 	if err != nil {
 		return have, nil, err
@@ -69,7 +70,7 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 		return have, nil, err // nobody is asked for what cannot be kept
 	}
 	start := time.Now()
-	in := &intake{m: m, kind: k, want: have.Ref(k), id: id}
+	in := &intake{m: m, kind: k, want: have.Ref(k), id: id, pace: pace}
 	defer in.endSpread()
 	defer in.letGo()
 	ahead := m.fetchEarly(ctx, mv, k, have)
@@ -123,6 +124,9 @@ func (in *intake) accept(ctx context.Context, body io.Reader, size int64, source
 	}
 	defer d.Discard()
 	start := time.Now()
+	if in.pace != nil {
+		body = &paced{ctx, body, in.pace}
+	}
 	if err := in.download(d, body, size); err != nil {
 		if isRefusal(err) {
 			in.reject(d, failContent, err, source)

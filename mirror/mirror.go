@@ -115,6 +115,7 @@ type Config struct {
 	Dir          string  // the data directory, for follow.json, scrub.json, pending/ and leftovers/; needed by Follow, Scrub and with "passthrough"
 	OnQuorumLoss string  // "passthrough": artifacts that were verified and cannot be committed now are sent all the same; "fail" or "": they are not
 	PullLimit    int64   // bytes a second that Follow pulls from peers; 0: no limit
+	AcquireLimit int64   // bytes a second that Acquire fetches, in all; at least MinAcquireLimit; 0: no limit
 
 	// Room says why this node has no room on its disk for so many bytes more; the error matches artifact.ErrNoSpace. Asked with 0
 	// it says whether there is any room at all. It must not wait for the disk. nil: there always is.
@@ -194,6 +195,7 @@ type Mirror struct {
 
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
+	acquires  *rate.Limiter // nil: none
 	draining  atomic.Bool
 	stopped   atomic.Pointer[error] // why nothing is served any more; see StopServing
 
@@ -254,6 +256,7 @@ func New(c Config) (*Mirror, error) {
 		condemns:  make(chan struct{}, 4),
 	}
 	m.collector.every = collectPause
+	m.acquires = newLimit(c.AcquireLimit)
 	m.followed.found = make(chan *missing)
 	m.scrub = newScrubber(m)
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)

@@ -348,7 +348,12 @@ func (m *Mirror) fetch(ctx context.Context, mv module.Version, k artifact.Kind, 
 
 // bringHere has one artifact pass the gate, and remembers that there is none.
 func (m *Mirror) bringHere(ctx context.Context, mv module.Version, k artifact.Kind, key, id string) (bringing, error) {
-	man, small, err := m.ingest(ctx, mv, k, id)
+	return m.bringPaced(ctx, mv, k, key, id, nil)
+}
+
+// bringPaced is bringHere at the pace of whoever is not to be in the way of others; nil: as fast as can be.
+func (m *Mirror) bringPaced(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, pace pacer) (bringing, error) {
+	man, small, err := m.ingest(ctx, mv, k, id, pace)
 	if err != nil {
 		return bringing{}, m.forget(key, err)
 	}

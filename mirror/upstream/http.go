@@ -52,6 +52,7 @@ func (s *site) url(q question) *url.URL {
 	u := *s.base
 	u.Path = strings.TrimSuffix(s.base.Path, "/") + q.path
 	u.RawPath = strings.TrimSuffix(s.base.EscapedPath(), "/") + escaped
+	u.RawQuery = q.query
 	return &u
 }
 
@@ -162,7 +163,7 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 		return nil, malformed(s.String(), asked, "the answer is encoded as %.20q, which was not asked for", enc)
 	}
 	b.done = func() { cancel(nil); leave() }
-	return &answer{url: asked, contentType: resp.Header.Get("Content-Type"), size: resp.ContentLength, body: b}, nil
+	return &answer{url: asked, contentType: resp.Header.Get("Content-Type"), header: resp.Header, size: resp.ContentLength, body: b}, nil
 }
 
 // idleTimeout returns how long to wait for the next byte.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	pathpkg "path"
 	"path/filepath"
 	"strings"
@@ -300,11 +301,21 @@ func (s *Site) String() string { return strings.TrimSuffix(s.src.String(), "/") 
 
 // Get returns the answer to a GET of a path below the site, of at most limit bytes. See [Entry.Get].
 func (s *Site) Get(ctx context.Context, path string, limit int64) (b []byte, err error) {
-	full := s.prefix + path
-	if !strings.HasPrefix(path, "/") || pathpkg.Clean(full) != full {
-		return nil, fmt.Errorf("%s: malformed path %.100q: %w", s, path, artifact.ErrMalformed)
+	return s.get(ctx, question{kind: "sumdb", path: path, limit: limit})
+}
+
+// Ask is Get with the encoded query of a URL, and returns the header of the answer, which a file does not have.
+func (s *Site) Ask(ctx context.Context, path, query string, limit int64) (b []byte, h http.Header, err error) {
+	b, err = s.get(ctx, question{kind: "index", path: path, query: query, limit: limit, header: &h})
+	return b, h, err
+}
+
+func (s *Site) get(ctx context.Context, q question) (b []byte, err error) {
+	full := s.prefix + q.path
+	if !strings.HasPrefix(q.path, "/") || pathpkg.Clean(full) != full {
+		return nil, fmt.Errorf("%s: malformed path %.100q: %w", s, q.path, artifact.ErrMalformed)
 	}
-	q := question{kind: "sumdb", path: full, limit: limit, text: true, patient: true}
+	q.path, q.text, q.patient = full, true, true
 	err = ask(ctx, s.src, s.metrics, q, func(body io.Reader, _ int64) (err error) {
 		b, err = io.ReadAll(body)
 		return err

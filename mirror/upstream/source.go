@@ -18,11 +18,13 @@ import (
 
 // question is one thing to ask of a source.
 type question struct {
-	kind    string // for metrics: list, latest, query, info, mod, zip, sumdb
-	path    string // below the source's base; begins with a slash, is not percent-encoded
-	limit   int64  // bytes
-	text    bool   // an answer of HTML is none
-	patient bool   // nobody else is asked if this takes long: wait as long as ctx
+	kind    string       // for metrics: list, latest, query, info, mod, zip, sumdb, index
+	path    string       // below the source's base; begins with a slash, is not percent-encoded
+	query   string       // of the URL, encoded
+	limit   int64        // bytes
+	text    bool         // an answer of HTML is none
+	header  *http.Header // what is set to that of a good answer; may be nil
+	patient bool         // nobody else is asked if this takes long: wait as long as ctx
 
 	share time.Duration // unless patient: of the time that ctx had left, what the source may take to begin; 0: ctx has no end
 	until time.Time     // when the share is over
@@ -32,7 +34,8 @@ type question struct {
 type answer struct {
 	url         string // what was asked, without secrets
 	contentType string
-	size        int64 // -1 if unknown
+	header      http.Header // nil of a file
+	size        int64       // -1 if unknown
 	body        io.ReadCloser
 }
 
@@ -61,6 +64,9 @@ func ask(ctx context.Context, src source, m *metrics, q question, use func(body 
 	}
 	if a.size > q.limit {
 		return malformed(src.String(), a.url, "the answer has %d bytes, more than %d", a.size, q.limit)
+	}
+	if q.header != nil {
+		*q.header = a.header
 	}
 	b = body{ctx: ctx, src: a.body, source: src.String(), url: a.url, size: a.size, limit: q.limit}
 	err = use(&b, a.size)
