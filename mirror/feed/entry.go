@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -111,5 +110,5 @@ func FormatSet(t time.Time) string {
 	if t.IsZero() {
 		return "the beginning"
 	}
-	return strings.TrimSuffix(Format(t.Truncate(time.Second)), "")
+	return Format(t.Truncate(time.Second))
 }
