@@ -37,6 +37,7 @@ type config struct {
 	Garbage     garbageConfig
 	Limits      limits
 	Cluster     clusterConfig
+	Follow      followConfig
 }
 
 const defaultDataDir = "./modmirror-data"
@@ -66,6 +67,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 	c.Garbage.flags(fs)
 	c.Limits.flags(fs)
 	c.Cluster.flags(fs)
+	c.Follow.flags(fs)
 }
 
 // loadSettings fills the flags of cmd that were not given on the command line from the environment, else from the file
@@ -235,6 +237,9 @@ func (c *config) validate() error {
 	}
 	if c.Offline && c.Cluster.NoUpstream {
 		return usageError("--offline and --no-upstream: offline, nobody is asked for what is not held; without an upstream, other nodes are; leave one out")
+	}
+	if err := c.Follow.validate(c.Offline); err != nil {
+		return err
 	}
 	if c.NotFoundTTL > time.Minute {
 		return usageError("--not-found-ttl: at most one minute")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 
 	"modmirror/mirror"
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/feed"
 	"modmirror/mirror/upstream"
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
@@ -43,6 +45,7 @@ type node struct {
 	tiles     []*sumdb.TileStore
 	set       *sumdb.Set
 	mirror    *mirror.Mirror
+	follower  *feed.Follower // nil: no other mirror is followed
 	closers   []func() error // in the order of opening
 
 	front    front
@@ -143,6 +146,9 @@ func (n *node) open(ctx context.Context) (err error) {
 	if err := n.openMirror(); err != nil {
 		return err
 	}
+	if err := n.openFollower(); err != nil {
+		return err
+	}
 	n.caughtUp.done.Store(n.link == nil || len(n.others()) == 0) // there is nobody to be behind
 	if n.link != nil {
 		n.handlePeers()
@@ -188,9 +194,12 @@ func (n *node) openUpstream(ctx context.Context) error {
 	if n.config.Offline || n.config.Cluster.NoUpstream {
 		return nil
 	}
-	list, saidBy, err := upstreamOf(ctx, n.config.Upstream)
+	list, saidBy, err := upstreamOf(ctx, cmp.Or(n.config.Upstream, n.config.Follow.URL))
 	if err != nil {
 		return err
+	}
+	if n.config.Upstream == "" && n.config.Follow.URL != "" {
+		saidBy = "--follow"
 	}
 	n.upstream, err = upstream.Parse(list, n.upstreamConfig())
 	if err != nil {
@@ -339,7 +348,7 @@ func (n *node) openMirror() error {
 	} else if n.config.Cluster.NoUpstream {
 		c.Upstream = noUpstream{}
 	}
-	c.Feed = n.replica
+	c.Feed, c.AcquireLimit = n.replica, int64(n.config.Follow.Limit)
 	c.Changes, c.Node, c.Dir = n.replica, n.replica.ID(), n.config.DataDir
 	c.Names, c.GCEvery, c.TrashKeep, c.DiskLow = names{n.replica, n}, n.config.Garbage.Every, n.config.Garbage.TrashKeep, n.diskIsLow
 	n.scrubOptions(&c)
@@ -371,6 +380,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.mirror.CollectGarbage(ctx) })
 	g.Go(func() error { return n.mirror.Follow(ctx) })
 	g.Go(func() error { return n.mirror.Scrub(ctx) })
+	if n.follower != nil {
+		g.Go(func() error { return n.follow(ctx) })
+	}
 	if n.link != nil {
 		g.Go(func() error { return n.table.Load().Run(ctx) })
 		g.Go(func() error { return n.compareRoots(ctx) })
@@ -485,6 +497,10 @@ func (n *node) status(ctx context.Context) status {
 	s.Zones = v.Zones
 	if self, err := v.find(n.replica.ID()); err == nil {
 		s.Member = &self
+	}
+	if n.follower != nil {
+		st := n.follower.Status()
+		s.Follow = &st
 	}
 	for _, db := range n.databases {
 		st, err := db.Status(ctx)

@@ -38,7 +38,7 @@ environment over the file.`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%v", err) })
-	root.AddCommand(serveCommand(), statusCommand(), clusterCommand(), fsckCommand(), scrubCommand(), gcCommand(), backupCommand(), restoreCommand(), proveCommand(), sumdbCommand(), versionCommand())
+	root.AddCommand(serveCommand(), followCommand(), statusCommand(), clusterCommand(), fsckCommand(), scrubCommand(), gcCommand(), backupCommand(), restoreCommand(), proveCommand(), sumdbCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		wrapArgs(c)
 	}

@@ -29,31 +29,34 @@ localhost:3000; set GOPROXY=http://localhost:3000 and nothing else.
 SIGTERM drains: /readyz says 503 for --drain-delay so that balancers go elsewhere, then the port closes, answers in flight
 finish, and the exit code is 0. SIGINT does the same without the delay. A second signal ends the process at once.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := loadSettings(cmd); err != nil {
-				return err
-			}
-			if err := c.validate(); err != nil {
-				return err
-			}
-			log, err := newLogger(cmd.ErrOrStderr(), c.LogFormat, c.LogLevel)
-			if err != nil {
-				return err
-			}
-			if fault.Enabled {
-				log.Warn("this build is for tests: a file can tell it to die, to hang and to fail", "file", os.Getenv("MODMIRROR_FAULTS"))
-			}
-			for _, name := range unknownVariables(cmd.Root(), os.Environ()) {
-				if fault.Enabled && strings.HasPrefix(name, "MODMIRROR_FAULTS") {
-					continue
-				}
-				log.Warn("an environment variable is not a setting of any command, it has no effect", "variable", name)
-			}
-			return serve(cmd.Context(), c, log)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return runServe(cmd.Context(), cmd, &c) },
 	}
 	c.flags(cmd.Flags())
 	return cmd
+}
+
+// runServe serves with what the flags of cmd, which fill c, and the environment and the file say.
+func runServe(ctx context.Context, cmd *cobra.Command, c *config) error {
+	if err := loadSettings(cmd); err != nil {
+		return err
+	}
+	if err := c.validate(); err != nil {
+		return err
+	}
+	log, err := newLogger(cmd.ErrOrStderr(), c.LogFormat, c.LogLevel)
+	if err != nil {
+		return err
+	}
+	if fault.Enabled {
+		log.Warn("this build is for tests: a file can tell it to die, to hang and to fail", "file", os.Getenv("MODMIRROR_FAULTS"))
+	}
+	for _, name := range unknownVariables(cmd.Root(), os.Environ()) {
+		if fault.Enabled && strings.HasPrefix(name, "MODMIRROR_FAULTS") {
+			continue
+		}
+		log.Warn("an environment variable is not a setting of any command, it has no effect", "variable", name)
+	}
+	return serve(ctx, *c, log)
 }
 
 // serve opens every part, serves until ctx ends, and closes them in reverse.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror"
+	"modmirror/mirror/feed"
 	"modmirror/replicate"
 	"modmirror/sumdb"
 )
@@ -31,7 +32,8 @@ type status struct {
 	Garbage   garbageStatus    `json:"garbage"`
 	Databases []databaseStatus `json:"databases"`
 
-	Scrub mirror.ScrubStatus `json:"scrub"`
+	Scrub  mirror.ScrubStatus `json:"scrub"`
+	Follow *feed.Status       `json:"follow,omitempty"` // nil: no other mirror is followed
 
 	Member *memberView `json:"member,omitempty"` // how far this node is; nil: it is no member of a cluster, or not known
 	Zones  []zoneView  `json:"zones"`            // how far each zone is, as this node sees it
@@ -138,6 +140,7 @@ func (s status) print(w io.Writer) error {
 	s.Disk.print(row)
 	row("garbage", "%s", s.Garbage)
 	printScrub(s.Scrub, row)
+	printFollow(s.Follow, row)
 	s.printFar(row)
 	for _, db := range s.Databases {
 		db.print(row)
