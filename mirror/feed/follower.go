@@ -29,12 +29,13 @@ type Target interface {
 type Config struct {
 	Source   Source
 	Target   Target
-	Dir      string        // the data directory, for feed.json
-	Cluster  func() string // the cluster of the target; "" as long as that is not known, and nothing is followed
-	Lead     func() bool   // whether this node is the one of its cluster that follows; nil: it always is
-	Parallel int           // entries at a time; 0: 16
-	Zips     int           // zips among them at a time; 0: Parallel
-	Once     bool          // Run ends when all that the source had is here, or was tried in vain
+	Dir      string         // the data directory, for feed.json
+	Cluster  func() string  // the cluster of the target; "" as long as that is not known, and nothing is followed
+	Lead     func() bool    // whether this node is the one of its cluster that follows; nil: it always is
+	Heard    func() []Claim // what other nodes of the cluster claim; nil: there are none
+	Parallel int            // entries at a time; 0: 16
+	Zips     int            // zips among them at a time; 0: Parallel
+	Once     bool           // Run ends when all that the source had is here, or was tried in vain
 
 	Log     *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil: none
@@ -62,8 +63,8 @@ const (
 //	before a page is done   the cursor of an earlier page, or of an entry of this one: the rest is asked for again
 //	after it is saved       the new one
 //
-// In a cluster the leader follows. Each node has a cursor of its own, from when it followed last: a new leader reads again what
-// others have read, and finds it here.
+// In a cluster the leader follows. It tells the others how far it is ([Follower.Claim]), and each keeps that as its own: a new
+// leader goes on from there, or from a little before. What it reads again it finds here.
 type Follower struct {
 	config  Config
 	log     *slog.Logger
@@ -75,6 +76,7 @@ type Follower struct {
 
 	mu      sync.Mutex // guards all below
 	state   state
+	leading bool // state is of a node that follows
 	dirty   bool // state is not saved
 	saved   time.Time
 	status  Status
@@ -118,6 +120,9 @@ func (f *Follower) Run(ctx context.Context) (err error) {
 	for ctx.Err() == nil {
 		if !f.config.Lead() || f.config.Cluster() == "" {
 			f.set(func(s *Status) { s.State = StateWaiting })
+			if f.config.Cluster() != "" {
+				f.listen()
+			}
 			pause(ctx, leadEvery)
 			continue
 		}
@@ -134,8 +139,9 @@ func (f *Follower) lead(ctx context.Context) (done bool, err error) {
 	if err != nil {
 		f.log.Warn("the cursor of the feed is of no use, all of it is looked at again", "file", StateName, "err", err)
 	}
+	heard := f.config.Heard != nil && s.adopt(f.config.Heard())
 	f.mu.Lock()
-	f.state, f.dirty = s, false
+	f.state, f.dirty, f.leading = s, heard, true
 	f.status.FeedID, f.status.Through, f.status.Changed = s.Feed, s.Through, s.Changed
 	f.mu.Unlock()
 	f.log.Info("following a feed", "source", f.config.Source.String(), "feed", s.Feed, "since", FormatSet(s.Since), "owed", len(s.Owed))
@@ -147,6 +153,9 @@ func (f *Follower) lead(ctx context.Context) (done bool, err error) {
 	cancel()
 	background.Wait()
 	f.save(true)
+	f.mu.Lock()
+	f.leading = false
+	f.mu.Unlock()
 	return done, err
 }
 

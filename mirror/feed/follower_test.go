@@ -463,6 +463,74 @@ func TestLeaderFollows(t *testing.T) {
 	})
 }
 
+// A node that begins to lead goes on from where the one before was, as far as it heard of that, with what was owed; and keeps it
+// while it waits, over a restart. What is said of another feed, or to another cluster, is not for it.
+func TestGoesOnFromAClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlace(t, t.TempDir())
+		for i := range 9 {
+			p.publish(fmt.Sprintf("example.com/m%d", i), "info")
+		}
+		p.broken["example.com/m1@v1.0.0"] = artifact.ErrRefused
+		first := p.follower(nil)
+		if c := first.Claim(); c != nil {
+			t.Errorf("before it has followed, it claims %+v", c)
+		}
+		stop := p.run(first)
+		time.Sleep(time.Minute)
+		claim := first.Claim()
+		stop()
+		if claim == nil || claim.Since.Before(p.now()) || len(claim.Owed) != 1 || first.Claim() != nil {
+			t.Fatalf("claim %+v, and then %+v", claim, first.Claim())
+		}
+		other := newPlace(t, t.TempDir()) // another node of the cluster, with the same catalog
+		other.entries, other.clock, other.held, other.broken = p.entries, p.clock, p.held, p.broken
+		leads := false
+		wrong := *claim
+		wrong.Feed, wrong.Since = "C9", claim.Since.Add(time.Hour)
+		stranger := wrong
+		stranger.Feed, stranger.Cluster = claim.Feed, "D9"
+		heard := []Claim{stranger, *claim, wrong}
+		config := func(c *Config) {
+			c.Lead = func() bool { other.mu.Lock(); defer other.mu.Unlock(); return leads }
+			c.Heard = func() []Claim { return heard }
+		}
+		stop = other.run(other.follower(config))
+		time.Sleep(time.Minute)
+		stop()
+		if s := other.saved(); !s.Since.Equal(claim.Since) || len(s.Owed) != 1 {
+			t.Fatalf("kept: %+v, want %+v", s, claim)
+		}
+		heard, leads = nil, true
+		f := other.follower(config)
+		stop = other.run(f)
+		time.Sleep(time.Minute)
+		stop()
+		if other.asked[0].Since.Before(claim.Since) || f.Status().Refused != 1 {
+			t.Errorf("asked first for %+v; status %+v", other.asked[0], f.Status())
+		}
+	})
+}
+
+// A claim with more that is owed than it has room for goes no further than that.
+func TestClaimIsBounded(t *testing.T) {
+	f := newPlace(t, t.TempDir()).follower(nil)
+	f.leading, f.state.Feed, f.state.Since = true, "C1", time.UnixMicro(1000)
+	for i := range maxClaimed + 5 {
+		f.note(Entry{Path: fmt.Sprintf("example.com/m%d", i), Version: "v1.0.0", Timestamp: time.UnixMicro(int64(900 - i))}, artifact.ErrUnavailable)
+	}
+	c := f.Claim()
+	if len(c.Owed) != maxClaimed || !c.Since.Equal(time.UnixMicro(900-4)) {
+		t.Errorf("%d are owed, since %v", len(c.Owed), c.Since.UnixMicro())
+	}
+	for _, o := range f.state.Owed {
+		said := slices.ContainsFunc(c.Owed, func(have Owed) bool { return have.Path == o.Path })
+		if said == !o.At.Before(c.Since) {
+			t.Errorf("%s of %v: said %v, since %v", o.Path, o.At.UnixMicro(), said, c.Since.UnixMicro())
+		}
+	}
+}
+
 func TestOnce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		breaks map[string]error
