@@ -22,10 +22,11 @@ const (
 	classSumDB
 	classPage
 	classIndex
+	classEvents
 	numClass
 )
 
-var classNames = [numClass]string{"bad", "info", "mod", "zip", "list", "latest", "query", "sumdb", "page", "index"}
+var classNames = [numClass]string{"bad", "info", "mod", "zip", "list", "latest", "query", "sumdb", "page", "index", "events"}
 
 func (c class) String() string { return classNames[c] }
 

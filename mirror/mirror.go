@@ -10,7 +10,8 @@
 //	GET /cached-only/…                                 any of these, from what is held; so does the header
 //	                                                   "Disable-Module-Fetch: true"
 //	GET /sumdb/sum.golang.org/…                        the checksum database
-//	GET / /status /healthz /readyz /metrics            for people and machines that run the mirror
+//	GET / /search /modules/… /events /assets/…         for people, see Config.Pages
+//	GET /status /healthz /readyz /metrics              for the machines that run the mirror
 //	GET /prove/golang.org/x/text@v0.3.0                what proves a version that is held
 //	GET /index?since=…&limit=…                         what is published, by time: see package feed
 //
@@ -156,8 +157,10 @@ type Config struct {
 	Status         func(ctx context.Context) any                // what /status says, as JSON; nil: 404
 	// Prove returns what proves a version that is held, to be sent as JSON from /prove/. An error matches [io/fs.ErrNotExist]
 	// if the version is not held. Nil: 404.
-	Prove   func(ctx context.Context, m module.Version) (any, error)
-	Version string // of the program, for the page
+	Prove func(ctx context.Context, m module.Version) (any, error)
+	// Pages answers what people look at: /, /search, /modules/…, /assets/… and /events, which is a stream and must end when the
+	// server is shut down. It gets GET and HEAD only, and no body. Nil: 404.
+	Pages http.Handler
 }
 
 // Mirror is an [http.Handler] for all of the above. Make one with New.
@@ -166,7 +169,6 @@ type Mirror struct {
 	log     *slog.Logger
 	metrics *metrics
 	ids     *ids
-	page    *page
 
 	hot      *cache[*hotAnswer] // by escaped path; committed artifacts, so never out of date
 	negative *cache[absence]    // by key of the flight
@@ -274,9 +276,6 @@ func New(c Config) (*Mirror, error) {
 		if err := c.Metrics.Register(scrubMetrics{m}); err != nil {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
-	}
-	if m.page, err = newPage(); err != nil {
-		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	if m.pending, err = openPending(m); err != nil {
 		return nil, fmt.Errorf("mirror: %w", err)

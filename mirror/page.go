@@ -1,17 +1,10 @@
 package mirror
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	_ "embed" // for the page
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"html/template"
-	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -20,32 +13,58 @@ import (
 	"modmirror/mirror/artifact"
 )
 
-//go:embed page.html
-var pageHTML string
+// pagesPrefixes are the beginnings of the paths that Config.Pages answers, besides "/", "/search" and "/events". No module path
+// begins like that: the first element of one has a dot.
+var pagesPrefixes = [...]string{"/modules/", "/assets/"}
 
-//go:embed page.css
-var pageCSS string
+// eventsPath is that of a stream, which goes on for as long as somebody looks.
+const eventsPath = "/events"
 
-// page is what people see: how to use the mirror at the very address where they see it. It needs no script, and its
-// policy allows nothing but its own style.
-type page struct {
-	html   *template.Template
-	policy []string
-}
-
-var typeHTML = []string{"text/html; charset=utf-8"}
-
-func newPage() (*page, error) {
-	t, err := template.New("page").Parse(pageHTML)
-	if err != nil {
-		return nil, err
+// isPage reports whether Config.Pages answers path.
+func isPage(path string) bool {
+	switch path {
+	case "/", "/search", eventsPath:
+		return true
 	}
-	sum := sha256.Sum256([]byte(pageCSS))
-	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	return &page{html: t, policy: []string{policy}}, nil
+	for _, prefix := range pagesPrefixes {
+		if strings.HasPrefix(path, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
-// servePage answers what is for people and for the machines that run the mirror.
+// servePages has what is for people answered.
+func (m *Mirror) servePages(w *response, r *http.Request, path string) error {
+	w.class = classPage
+	w.hidden = m.config.Private != "" && strings.HasPrefix(path, "/modules/")
+	if m.config.Pages == nil {
+		return notExist("there are no pages for people here")
+	}
+	if path == eventsPath {
+		w.class = classEvents
+		m.serving.Add(-1) // the scrub gives way to requests, and not to somebody who looks
+		defer m.serving.Add(1)
+	}
+	m.config.Pages.ServeHTTP(w, r)
+	w.outcome = outcomeFor(w.status)
+	return nil
+}
+
+// outcomeFor returns what the metrics call an answer that another handler gave.
+func outcomeFor(status int) outcome {
+	switch {
+	case status >= http.StatusInternalServerError:
+		return outcomeError
+	case status == http.StatusNotFound:
+		return outcomeMiss
+	case status >= http.StatusBadRequest:
+		return outcomeRefused
+	}
+	return outcomeHit
+}
+
+// servePage answers what is for the machines that run the mirror.
 func (m *Mirror) servePage(w *response, r *http.Request, path, id string) error {
 	switch path {
 	case "/healthz":
@@ -69,8 +88,6 @@ func (m *Mirror) servePage(w *response, r *http.Request, path, id string) error 
 			return fmt.Errorf("status: %w", err)
 		}
 		send(w, r, typeJSON, append(b, '\n'))
-	default:
-		return m.serveHome(w, r)
 	}
 	return nil
 }
@@ -123,93 +140,6 @@ func (m *Mirror) ready(ctx context.Context, writes bool) error {
 		return fmt.Errorf("not ready: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return nil
-}
-
-func (m *Mirror) serveHome(w *response, r *http.Request) error {
-	host := hostOf(r)
-	setup := setupLines(r)
-	if !wantsHTML(r) {
-		var b strings.Builder
-		b.WriteString("modmirror: a Go module mirror that verifies. To use it:\n\n")
-		for _, line := range setup {
-			b.WriteString("\t" + line + "\n")
-		}
-		b.WriteString("\nBack to before: go env -u GOPROXY\n")
-		w.Header()["Vary"] = []string{"Accept, User-Agent"}
-		sendPlain(w, r, b.String())
-		return nil
-	}
-	data := struct {
-		Host                     string
-		Style                    template.CSS
-		Setup                    []string
-		Ready, Version           string
-		Status, Metrics, Offline bool
-	}{Host: host, Style: template.CSS(pageCSS), Setup: setup, Version: m.config.Version,
-		Status: m.config.Status != nil, Metrics: m.config.MetricsHandler != nil, Offline: m.config.Upstream == nil}
-	if err := m.ready(r.Context(), false); err != nil {
-		data.Ready = artifact.PublicText(err, maxReason)
-	}
-	var b bytes.Buffer
-	if err := m.page.html.Execute(&b, data); err != nil {
-		return fmt.Errorf("page: %w", err)
-	}
-	h := w.Header()
-	h["Content-Security-Policy"] = m.page.policy
-	h["Referrer-Policy"] = []string{"no-referrer"}
-	h["Vary"] = []string{"Accept, User-Agent"}
-	send(w, r, typeHTML, b.Bytes())
-	return nil
-}
-
-// setupLines are the commands that make a go command use the mirror at the address where r came in. There is no
-// "direct" at the end: what the mirror refuses must not be fetched around it.
-func setupLines(r *http.Request) []string {
-	scheme := "http"
-	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" { // anybody can send this, and harms only their own page
-		scheme = "https"
-	}
-	return []string{"go env -w GOPROXY=" + scheme + "://" + hostOf(r)}
-}
-
-// hostOf returns the address that the client used, if it cannot be anything else: people paste it into a shell. If it
-// can, they have to put the name in themselves, but the port is known.
-func hostOf(r *http.Request) string {
-	if isHostPort(r.Host) {
-		return r.Host
-	}
-	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
-		if _, port, err := net.SplitHostPort(local.String()); err == nil {
-			return net.JoinHostPort("localhost", port)
-		}
-	}
-	return "localhost:3000"
-}
-
-// isHostPort reports whether s is a host name or an address, with or without a port.
-func isHostPort(s string) bool {
-	host, port := s, "1"
-	if h, p, err := net.SplitHostPort(s); err == nil {
-		host, port = h, p
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || len(s) > 255 {
-		return false
-	}
-	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
-		return a.Zone() == "" && a.Is6() == strings.HasPrefix(s, "[")
-	}
-	for i := range len(host) {
-		switch c := host[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-' && i > 0, c == '.' && i > 0:
-		default:
-			return false
-		}
-	}
-	return host != ""
-}
-
-func wantsHTML(r *http.Request) bool {
-	return strings.Contains(r.Header.Get("Accept"), "text/html") && !strings.HasPrefix(r.UserAgent(), "curl/")
 }
 
 func sendPlain(w *response, r *http.Request, s string) { send(w, r, typeText, []byte(s)) }

@@ -2,9 +2,8 @@ package mirror
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"net"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,54 +12,53 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-func html(r *http.Request) { r.Header.Set("Accept", "text/html,application/xhtml+xml") }
-
-// The page says how to use the mirror at the address where it was asked for, to browsers and to terminals.
-func TestPage(t *testing.T) {
-	g := newRig(t, func(c *Config) { c.Version = "v1.2.3" })
-	setup := "go env -w GOPROXY=" + g.srv.URL
-	a := g.want("/", 200, setup, html)
-	csp := a.header.Get("Content-Security-Policy")
-	if a.header.Get("Content-Type") != "text/html; charset=utf-8" || !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
-		t.Errorf("page has %v", a.header)
+// What is for people is answered by Pages, and nothing else is.
+func TestPages(t *testing.T) {
+	paths := []string{"/", "/search?q=x", "/events", "/modules/example.com/hello", "/assets/page.css"}
+	g := newRig(t)
+	for _, path := range paths {
+		g.want(path, 404, "")
 	}
-	if strings.Contains(a.body, "<script") || strings.Contains(a.body, " style=") || !strings.Contains(a.body, "v1.2.3") || !strings.Contains(a.body, pageCSS) {
-		t.Errorf("page is\n%s", a.body)
-	}
-	for _, edit := range []func(*http.Request){
-		func(r *http.Request) {},
-		func(r *http.Request) { html(r); r.Header.Set("User-Agent", "curl/8.5.0") },
-	} {
-		if a := g.want("/", 200, setup, edit); a.header.Get("Content-Type") != "text/plain; charset=utf-8" || strings.Contains(a.body, "<") {
-			t.Errorf("for terminals: %+v", a)
+	during := int64(-1)
+	g.start(func(c *Config) {
+		c.Pages = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			during = g.serving.Load()
+			if r.URL.Path == "/search" {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			fmt.Fprintf(w, "page %s", r.URL.Path)
+		})
+	})
+	for _, path := range paths {
+		status, serving := 200, int64(1)
+		switch path {
+		case "/search?q=x":
+			status = 503
+		case "/events":
+			serving = 0 // the scrub does not wait for its end
+		}
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if want := "page " + strings.TrimSuffix(path, "?q=x"); w.Code != status || w.Body.String() != want {
+			t.Errorf("%s: %d %q, want %d %q", path, w.Code, w.Body, status, want)
+		}
+		if during != serving {
+			t.Errorf("%s counts as %d requests, want %d", path, during, serving)
 		}
 	}
-	_, port, err := net.SplitHostPort(g.srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
+	if n := g.serving.Load(); n != 0 {
+		t.Errorf("%d requests are being answered", n)
 	}
-	for _, odd := range []string{"a;rm-rf$(x)", "a:b:c", ":80", "x:", "-x", "x:99999", "::1", "[127.0.0.1]:80", "fe80::1%eth0", "a_b", strings.Repeat("x", 256)} {
-		g.want("/", 200, "GOPROXY=http://localhost:"+port+"\n", func(r *http.Request) { r.Host = odd })
+	for _, path := range []string{"/searching", "/events/", "/modules", "/assets", "//"} {
+		if a := g.get(path); a.status != 404 && a.status != 400 {
+			t.Errorf("%s: %d %q", path, a.status, a.body)
+		}
 	}
-	for _, host := range []string{"mirror.corp:3000", "mirror", "[::1]:80", "[::1]", "10.0.0.1", "10.0.0.1:1"} {
-		g.want("/", 200, "GOPROXY=http://"+host+"\n", func(r *http.Request) { r.Host = host })
-	}
-	for proto, scheme := range map[string]string{"https": "https", "HTTPS": "http", "https,http": "http", "javascript": "http", "": "http"} {
-		g.want("/", 200, "GOPROXY="+scheme+"://mirror.corp\n", func(r *http.Request) {
-			r.Host = "mirror.corp"
-			r.Header.Set("X-Forwarded-Proto", proto)
-		})
-	}
-	r := httptest.NewRequest("GET", "https://mirror.corp/", nil)
-	r.TLS = &tls.ConnectionState{}
-	w := httptest.NewRecorder()
-	g.ServeHTTP(w, r)
-	if !strings.Contains(w.Body.String(), "GOPROXY=https://mirror.corp\n") {
-		t.Errorf("over TLS: %s", w.Body)
-	}
-	r.Host = ""
-	if got := hostOf(r); got != "localhost:3000" {
-		t.Errorf("without any address: %s", got)
+	g.want(helloPath+"v1.0.0.zip", 200, "")
+	for labels, n := range map[[3]string]float64{{"page", "hit", "200"}: 3, {"page", "error", "503"}: 1, {"events", "hit", "200"}: 1} {
+		if got := g.metric("requests_total", labels[:]...); got != n {
+			t.Errorf("requests %v = %v, want %v", labels, got, n)
+		}
 	}
 }
 
@@ -87,16 +85,16 @@ func TestOperations(t *testing.T) {
 	g.want("/readyz", 200, "ready")
 	g.want("/readyz?writes", 503, "frozen by a fork")
 	g.want("/metrics", 200, "")
-	g.want("/", 200, `href="/status"`, html)
 	g.Drain()
 	g.want("/readyz", 503, "draining")
-	g.want("/", 200, "draining", html)
 	g.want(helloPath+"v1.0.0.zip", 200, "") // what comes in meanwhile is answered
 }
 
 // The labels are a fixed set: nothing that a client sends becomes a series.
 func TestMetrics(t *testing.T) {
-	g := newRig(t)
+	g := newRig(t, func(c *Config) {
+		c.Pages = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "page") })
+	})
 	for _, p := range []string{helloPath + "list", helloPath + "v1.0.0.info", helloPath + "v1.0.0.info", helloPath + "v0.9.0.mod", "/x%00", "/nope", "/", "/healthz"} {
 		g.get(p)
 	}

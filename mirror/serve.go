@@ -82,9 +82,12 @@ func (m *Mirror) route(w *response, r *http.Request, id string) error {
 		return sendAnswer(w, r, &a.answer)
 	}
 	switch path {
-	case "/", "/status", "/healthz", "/readyz", "/metrics":
+	case "/status", "/healthz", "/readyz", "/metrics":
 		w.class = classPage
 		return m.servePage(w, r, path, id)
+	}
+	if isPage(path) {
+		return m.servePages(w, r, path)
 	}
 	if stopped != nil {
 		return *stopped
@@ -475,14 +478,7 @@ func (m *Mirror) serveSumDB(w *response, r *http.Request, only bool) error {
 		}
 	}
 	m.config.SumDB.ServeHTTP(w, toSumDB(r, only))
-	switch {
-	case w.status >= 500:
-		w.outcome = outcomeError
-	case w.status == http.StatusNotFound:
-		w.outcome = outcomeMiss
-	case w.status >= 400:
-		w.outcome = outcomeRefused
-	}
+	w.outcome = outcomeFor(w.status)
 	return nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"modmirror/cmd/modmirror/statuspage"
 	"modmirror/mirror"
 	"modmirror/mirror/artifact"
 	"modmirror/mirror/feed"
@@ -46,6 +47,7 @@ type node struct {
 	set       *sumdb.Set
 	mirror    *mirror.Mirror
 	follower  *feed.Follower // nil: no other mirror is followed
+	pages     *statuspage.Page
 	closers   []func() error // in the order of opening
 
 	front    front
@@ -316,6 +318,11 @@ func (n *node) openMirror() error {
 	if err != nil {
 		return err
 	}
+	n.pages, err = statuspage.New(statuspage.Config{Source: pageSource{n}, Private: n.private, Version: buildVersion()})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.pages.Close)
 	c := mirror.Config{
 		Index:          index{n.replica, n},
 		Store:          n.store,
@@ -341,7 +348,7 @@ func (n *node) openMirror() error {
 		Ready:          n.ready,
 		Status:         func(ctx context.Context) any { return n.status(ctx) },
 		Prove:          func(ctx context.Context, m module.Version) (any, error) { return proofFrom(ctx, n.replica, m) },
-		Version:        buildVersion(),
+		Pages:          n.pages,
 	}
 	if n.upstream != nil {
 		c.Upstream = n.upstream

@@ -136,6 +136,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 func drain(ctx context.Context, c config, n *node, srv *http.Server, log *slog.Logger) error {
 	log.Info("draining", "cause", context.Cause(ctx))
 	n.mirror.Drain()
+	n.pages.Close() // whoever follows this node goes on at another one; a stream would never end by itself
 	var sig signalError
 	if errors.As(context.Cause(ctx), &sig) && sig.Signal == syscall.SIGTERM {
 		time.Sleep(c.DrainDelay)
