@@ -121,6 +121,9 @@ func (m memberView) health() (statuspage.State, string, string) {
 	return statuspage.OK, "healthy", ""
 }
 
+// beforeTimes is after the times of changes from before the catalog knew of any.
+var beforeTimes = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // coarse rounds a number to three digits.
 func coarse(n uint64) uint64 {
 	unit := uint64(1)
@@ -182,6 +185,12 @@ func (s pageSource) describe(ctx context.Context, v clusterView, m module.Versio
 	place, err := s.n.replica.Place(ctx, m)
 	if err != nil {
 		return statuspage.Version{}, err
+	}
+	for change, err := range s.n.replica.Changes(ctx, place) {
+		if err == nil && change.Seq == place && change.At.After(beforeTimes) {
+			d.Committed = change.At
+		}
+		break
 	}
 	for _, n := range v.Nodes {
 		h := statuspage.Holder{Node: n.Name, Zone: n.Zone, Holds: place < n.Blobs}
