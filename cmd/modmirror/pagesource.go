@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"modmirror/cmd/modmirror/statuspage"
+	"modmirror/mirror"
 	"modmirror/mirror/artifact"
 )
 
@@ -134,7 +136,27 @@ func coarse(n uint64) uint64 {
 }
 
 // Events implements [statuspage.Source].
-func (s pageSource) Events() ([]statuspage.Event, <-chan struct{}) { return nil, nil }
+func (s pageSource) Events() ([]statuspage.Event, <-chan struct{}) {
+	all, more := s.n.activity.recent()
+	out := make([]statuspage.Event, 0, len(all))
+	for _, h := range all {
+		out = append(out, h.event())
+	}
+	return out, more
+}
+
+// event is what happened as the page tells it.
+func (h happening) event() statuspage.Event {
+	e := statuspage.Event{ID: fmt.Sprint(h.Seq), At: h.At, What: h.What, Module: h.Module, Version: h.Version, Kind: h.Kind, Bytes: h.Bytes,
+		From: public(h.Source), Reason: public(h.Text)}
+	switch h.What {
+	case string(mirror.Refused), happenedAlarm:
+		e.State = statuspage.Bad
+	case string(mirror.Damaged):
+		e.State = statuspage.Warn
+	}
+	return e
+}
 
 // Modules implements [statuspage.Source].
 func (s pageSource) Modules(ctx context.Context, prefix, after string, limit int) ([]string, error) {

@@ -105,7 +105,7 @@ func TestHostileTexts(t *testing.T) {
 		{ID: nasty, Name: nasty, Version: nasty, Role: nasty, Says: nasty, Why: nasty, State: Bad, Silent: true, Seen: day, Scrubbed: day, Complete: day, RTT: time.Second,
 			Free: 1, Total: 3, Missing: 2, Owed: 3, Lag: 4, Low: true, Heads: []Head{{nasty, 5, day}}},
 	}}}}
-	f.happen(Event{ID: nasty, At: day, What: nasty, Module: nasty, Version: nasty, Kind: nasty, Node: nasty, Reason: nasty, Bytes: 5, State: Bad})
+	f.happen(Event{ID: nasty, At: day, What: nasty, Module: nasty, Version: nasty, Kind: nasty, From: nasty, Reason: nasty, Bytes: 5, State: Bad})
 	f.paths = []string{nasty}
 	f.hold["example.com/m"] = []string{"v1.0.0"}
 	p := newPage(t, f, func(c *Config) { c.Version = nasty })

@@ -91,18 +91,18 @@ type Head struct {
 	Checked  time.Time // when a source confirmed that there is none newer; zero: not known
 }
 
-// Event is something that happened.
+// Event is something that happened. What cannot be said is empty.
 type Event struct {
 	ID      string // no two events have the same
 	At      time.Time
 	State   State
-	What    string // "stored", "refused"
-	Module  string
+	What    string // stored, refused, leader, …
+	Module  string // what it is about; "": no module, or none whose name may be shown
 	Version string
-	Kind    string // info, mod or zip; may be ""
-	Node    string // where; may be ""
-	Reason  string // why; may be ""
-	Bytes   int64  // 0: not known
+	Kind    string // info, mod or zip
+	Bytes   int64
+	From    string // who sent it
+	Reason  string // why, or what
 }
 
 // Version is one version of a module, as far as it is held.
