@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -106,7 +107,7 @@ const behindLong = 15 * time.Minute
 func (m memberView) health() (statuspage.State, string, string) {
 	switch {
 	case !m.Alive:
-		return statuspage.Bad, "does not answer", public(m.Error)
+		return statuspage.Bad, "does not answer", public(lastCause(m.Error))
 	case m.Ready != "ok" && m.Ready != "":
 		return statuspage.Bad, "not ready", public(m.Ready)
 	case m.Roots == "no":
@@ -125,6 +126,14 @@ func (m memberView) health() (statuspage.State, string, string) {
 
 // beforeTimes is after the times of changes from before the catalog knew of any.
 var beforeTimes = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// lastCause is the end of an error's text, which says what happened; what is before says to whom.
+func lastCause(s string) string {
+	if i := strings.LastIndex(s, ": "); i >= 0 {
+		return s[i+2:]
+	}
+	return s
+}
 
 // coarse rounds a number to three digits.
 func coarse(n uint64) uint64 {
@@ -154,6 +163,8 @@ func (h happening) event() statuspage.Event {
 		e.State = statuspage.Bad
 	case string(mirror.Damaged):
 		e.State = statuspage.Warn
+	case happenedLeader:
+		e.State = statuspage.Note
 	}
 	return e
 }
@@ -215,9 +226,7 @@ func (s pageSource) describe(ctx context.Context, v clusterView, m module.Versio
 		break
 	}
 	for _, n := range v.Nodes {
-		h := statuspage.Holder{Node: n.Name, Zone: n.Zone, Holds: place < n.Blobs}
-		h.Known = h.Holds || n.Alive && n.Missing == 0 && place >= n.Seq
-		d.Holders = append(d.Holders, h)
+		d.Holders = append(d.Holders, statuspage.Holder{Node: n.Name, Zone: n.Zone, Holds: place < n.Blobs})
 	}
 	return d, nil
 }

@@ -106,7 +106,7 @@ type saying struct {
 }
 
 // Sign is the state as a sign, beside its colour and its words.
-func (s saying) Sign() string { return [...]string{"✓", "!", "✕"}[s.State] }
+func (s saying) Sign() string { return [...]string{"✓", "!", "✕", "·"}[s.State] }
 
 // moment is a time as a page has it: how long ago it was, which page.js keeps true, and when.
 type moment struct{ Stamp, Full, Text string }

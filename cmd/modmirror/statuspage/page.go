@@ -181,7 +181,8 @@ func (g *glance) cluster(ctx context.Context, p *Page) (Cluster, error) {
 	case <-ctx.Done():
 		return Cluster{}, &failure{http.StatusServiceUnavailable, "this node takes long to say how it is; try again"}
 	}
-	if now := p.now(); g.at.IsZero() || now.Sub(g.at) >= glanceAge || now.Before(g.at) {
+	closed := p.hub.stop.Err() != nil // then all has just become different
+	if now := p.now(); closed || g.at.IsZero() || now.Sub(g.at) >= glanceAge || now.Before(g.at) {
 		g.last, g.at = p.config.Source.Cluster(ctx), now
 	}
 	return g.last, nil

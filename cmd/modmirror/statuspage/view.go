@@ -31,9 +31,11 @@ const (
 	OK   State = iota // all is well
 	Warn              // it works, and somebody should look at it
 	Bad               // it does not do what it is there for
+
+	Note // neither good nor bad; for an Event only
 )
 
-var stateNames = [...]string{"ok", "warn", "bad"}
+var stateNames = [...]string{"ok", "warn", "bad", "note"}
 
 // String returns the name that the style has for s.
 func (s State) String() string { return stateNames[s] }
@@ -126,6 +128,5 @@ type Artifact struct {
 // Holder is a node that may hold something.
 type Holder struct {
 	Node, Zone string
-	Holds      bool
-	Known      bool // or Holds says nothing
+	Holds      bool // it has said so; a node that has not may hold it all the same
 }
