@@ -28,7 +28,7 @@ SIMTIME = $(if $(filter 24,$(SEEDS)),8m,12h)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants soak real bench bench-cluster bench-backup bench-scrub clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium soak real bench bench-cluster bench-backup bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -47,12 +47,13 @@ image: build
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/modmirror ./cmd/modmirror
 
-test: check build unit sim faults fuzz mutants
+test: check build unit sim faults fuzz mutants browser
 
 check:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
 	go vet ./...
 	go vet -tags faults ./...
+	go vet -tags browser ./...
 	go run $(STATICCHECK) ./...
 	go run $(STATICCHECK) -tags faults ./...
 
@@ -96,6 +97,22 @@ fuzz:
 
 mutants:
 	go test -tags mutants -count=1 -v -timeout 20m -run '^TestMutants(AreJudged)?$$/$(MUTANT)' ./cmd/modmirror
+
+# The page for people in a real browser. Where there is none and none can be installed, that is said last, and loudly: make test has not
+# tested the page then.
+browser: chromium
+	@if $(HAVE_CHROMIUM); then \
+		echo go test -tags browser -run '^TestBrowser' ./cmd/modmirror; \
+		go test -tags browser -count=1 -timeout 5m -run '^TestBrowser' ./cmd/modmirror; \
+	else \
+		echo '*** NOT RUN: the tests of the page in a browser, as there is no Chromium. Install it (Debian: apt-get install chromium), then: make browser'; \
+	fi
+
+HAVE_CHROMIUM = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
+
+chromium:
+	@$(HAVE_CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo 'apt-get install chromium' && \
+		{ apt-get install -qq -y --no-install-recommends chromium || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
 
 real: build
 	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror MODMIRROR_REAL_UPSTREAM='$(DEFAULT_UPSTREAM)' go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
