@@ -12,6 +12,7 @@
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
 # make bench-cluster  the same for three nodes on loopback, against a single one; BENCH=loss measures one part, see benchcluster_test.go
 # make bench-backup   backup and restore, against cp -r of the same files
+# make bench-refill   how long a new node takes until it holds everything, against copies of the same files; REFILL=10000 for fewer than 100,000 versions
 # make bench-scrub    how long a client waits for a blob that has rotted, how fast a scrub is, and what it costs at rest
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -28,7 +29,7 @@ SIMTIME = $(if $(filter 24,$(SEEDS)),8m,12h)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium soak real bench bench-cluster bench-backup bench-scrub clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium soak real bench bench-cluster bench-backup bench-refill bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -128,6 +129,9 @@ bench-cluster: build
 
 bench-backup: build
 	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror go test -tags bench -count=1 -v -timeout 60m -run '^TestBenchBackup$$' ./cmd/modmirror
+
+bench-refill: build
+	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror REFILL=$(REFILL) go test -tags bench -count=1 -v -timeout 100m -run '^TestBenchRefill$$' ./cmd/modmirror
 
 bench-scrub:
 	go test -tags bench -count=1 -v -timeout 20m -run '^TestBenchScrub$$' ./cmd/modmirror
