@@ -7,6 +7,7 @@
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
 # make sim     simulate SEEDS (24) clusters under faults, from seed FIRST (1) on; SEED=n: only that one, see docs/simulation.md
 # make mutants break each promise on purpose, and see a test go red (docs/proof.md); make mutants MUTANT=name tries one
+# make wan     nine nodes in three zones, in network namespaces: zones are lost, cut off and badly connected (Linux, as root)
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
 # make real    the same promises against the real public Go module proxy and sum.golang.org
 # make bench   measure against nginx, and print a table; make bench BENCH=zips measures one part, see bench_test.go
@@ -29,7 +30,7 @@ SIMTIME = $(if $(filter 24,$(SEEDS)),8m,12h)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium soak real bench bench-cluster bench-backup bench-refill bench-scrub clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium wan soak real bench bench-cluster bench-backup bench-refill bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -97,7 +98,7 @@ fuzz:
 	done
 
 mutants:
-	go test -tags mutants -count=1 -v -timeout 20m -run '^TestMutants(AreJudged)?$$/$(MUTANT)' ./cmd/modmirror
+	go test -tags mutants -count=1 -v -timeout 40m -run '^TestMutants(AreJudged)?$$/$(MUTANT)' ./cmd/modmirror
 
 # The page for people in a real browser. Where there is none and none can be installed, that is said last, and loudly: make test has not
 # tested the page then.
@@ -117,6 +118,11 @@ chromium:
 
 real: build
 	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror MODMIRROR_REAL_UPSTREAM='$(DEFAULT_UPSTREAM)' go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
+
+# As root, on Linux with network namespaces and TUN devices; a test says what is missing. Without the race detector, as faults.
+wan:
+	go test -tags wan -count=1 ./replicate/replicatetest/wannet
+	go test -tags wan -count=1 -v -timeout 20m -run '^TestWAN' ./cmd/modmirror
 
 soak:
 	go test -tags soak -count=1 -v -timeout 90m -run '^TestSoak$$' ./cmd/modmirror
