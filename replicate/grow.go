@@ -20,9 +20,13 @@ func (n *Node) lookAfter(ctx context.Context) {
 	tick := time.NewTicker(n.config.reconcile)
 	defer tick.Stop()
 	var g grower
+	n.preference.begin()
 	for {
 		if err := g.step(ctx, n); err != nil && ctx.Err() == nil {
 			n.log.Warn("look after the members of the cluster", "err", err)
+		}
+		if err := n.prefer(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("hand the leadership to a voter of higher priority", "err", err)
 		}
 		select {
 		case <-tick.C:

@@ -61,7 +61,7 @@ type Config struct {
 	Complete func(id string) (seq int64, ok bool)
 	Voters   int // how many voters there should be; 0: 3
 
-	// Fit says whether a node, which may be this one, is known to be able to do all that a voter and a leader has to: it answers,
+	// Fit says whether another node is known to be able to do all that a voter and a leader has to: it answers,
 	// it takes new artifacts, it is not about to stop. It must not wait for the network. nil: each is.
 	Fit func(id string) bool
 
@@ -75,6 +75,12 @@ type Config struct {
 	Profile   string
 	FirstTrip time.Duration
 	Trip      func(id string) (trip time.Duration, ok bool)
+
+	// Priority returns how much a node, which may be this one, is to lead, as it says itself; ok is false if it does not say. A
+	// leader hands its office to a voter of a higher one, see prefer. KeepLeader reports whether it is to stay where it is all the
+	// same, as an operator has put it there. Neither may wait for the network. nil: the priorities are equal; it is not.
+	Priority   func(id string) (priority int, ok bool)
+	KeepLeader func() bool
 
 	HeartbeatTimeout  time.Duration // until a follower that hears nothing stands for election, with ProfileLAN; 0: 1 s
 	CommitTimeout     time.Duration // until followers of an idle leader hear of a commit of which they were not told at once; 0: 250 ms
@@ -159,6 +165,8 @@ type Node struct {
 	metrics *metrics
 	leading chan bool // raft tells every change
 	pace    pace
+
+	preference preference
 
 	queue        chan *proposal
 	stopping     chan struct{}         // closed by Close

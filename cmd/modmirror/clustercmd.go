@@ -121,8 +121,9 @@ func clusterTransferCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "transfer [node]",
 		Short: "Hand the leadership to another voter",
-		Long:  `Transfer hands the leadership to the voter that is named, or to the one that is furthest. Clients notice nothing.`,
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Transfer hands the leadership to the voter that is named, or to the one that is furthest. Clients notice nothing. For half an hour
+it is not moved because of --leader-priority.`,
+		Args: cobra.MaximumNArgs(1),
 	}
 	c := controlFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

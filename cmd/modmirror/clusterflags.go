@@ -39,11 +39,14 @@ type clusterConfig struct {
 	Role       string
 	Voters     int
 	Profile    string // how patient Raft is
+	Priority   int    // a voter of a higher one is handed the leadership
 	TLS        tlsFiles
 	OnLoss     string
 	PullLimit  byteRate
 	NoUpstream bool
 }
+
+const maxPriority = 1000
 
 // tlsFiles is an operator's own certificate for the internal port.
 type tlsFiles struct{ CA, Cert, Key string }
@@ -66,6 +69,7 @@ func (c *clusterConfig) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Zone, "zone", "", "the datacenter or failure `zone` of this node")
 	fs.StringVar(&c.Role, "role", roleVoter, "`voter`: may vote; replica: receives everything, never votes")
 	fs.IntVar(&c.Voters, "voters", 3, "how many `voters`, 3 or 5, the cluster grows to")
+	fs.IntVar(&c.Priority, "leader-priority", 0, "a voter with a higher `number` that keeps up is handed the leadership; the same for all nodes of a zone")
 	fs.StringVar(&c.Profile, "raft-profile", replicate.ProfileAuto, "how patient Raft is: lan, wan (voters far from each other), or what the round trips say (`auto`)")
 	fs.StringVar(&c.TLS.CA, "tls-ca", "", "certificates of your own for --peer-listen: the `file` with the authorities that nodes are trusted by")
 	fs.StringVar(&c.TLS.Cert, "tls-cert", "", "the `file` with this node's certificate; it is read again when it changes")
@@ -107,6 +111,8 @@ func (c *clusterConfig) validate() error {
 		return usageError("--bootstrap-expect %d: --join must say where the other nodes are", c.Expect)
 	case c.Voters != 1 && c.Voters != 3 && c.Voters != 5:
 		return usageError("--voters %d: want 3 or 5", c.Voters)
+	case c.Priority < -maxPriority || c.Priority > maxPriority:
+		return usageError("--leader-priority %d: want a number from %d to %d", c.Priority, -maxPriority, maxPriority)
 	case !slices.Contains(raftProfiles, c.Profile):
 		return usageError("--raft-profile %q: want %s", c.Profile, strings.Join(raftProfiles, ", "))
 	case c.Role != roleVoter && c.Role != roleReplica:

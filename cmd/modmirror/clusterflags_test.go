@@ -53,6 +53,8 @@ func TestClusterFlags(t *testing.T) {
 		{"--voters 5", ""},
 		{"--raft-profile fast", "want auto, lan, wan"},
 		{"--raft-profile wan", ""},
+		{"--leader-priority 1001", "from -1000 to 1000"},
+		{"--leader-priority -1", ""},
 		{"--on-quorum-loss wait", "want passthrough or fail"},
 		{"--on-quorum-loss fail", ""},
 		{"--join a", "cluster's secret"},

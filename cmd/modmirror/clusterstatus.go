@@ -28,6 +28,9 @@ type selfStatus struct {
 	Draining bool   `json:"draining"` // it is about to stop
 	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
 	InOffice bool   `json:"inOffice"` // it leads, and its catalog has all that is committed
+
+	Priority   int           `json:"priority,omitempty"`   // how much it is to lead: --leader-priority
+	KeepLeader time.Duration `json:"keepLeader,omitempty"` // for how much longer the leadership stays where an operator had it put it, in ns
 }
 
 // self collects what this node says of itself.
@@ -36,6 +39,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 	s := selfStatus{Starts: me.Starts}
 	s.ID, s.Name, s.Address, s.Zone, s.Role, s.Version = me.ID, me.Name, me.Address, me.Zone, me.Role, me.Version
 	s.Alive, s.Seen = true, time.Now()
+	s.Priority, s.KeepLeader = n.config.Cluster.Priority, n.keepFor(s.Seen)
 	s.Draining = n.mirror.Draining()
 	s.Ready, s.Writes = verdict(n.ready(ctx, false)), verdict(n.ready(ctx, true))
 	if err := n.keeps(); err != nil {

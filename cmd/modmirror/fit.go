@@ -1,14 +1,8 @@
 package main
 
-import "context"
-
-// fit reports whether a node is known to be able to do all that a voter and a leader has to: it answers, serves, takes new
+// fit reports whether another node is known to be able to do all that a voter and a leader has to: it answers, serves, takes new
 // artifacts, and is not about to stop.
 func (n *node) fit(id string) bool {
-	if id == n.identity.Load().Node {
-		m := n.front.mirror.Load()
-		return m != nil && !m.Draining() && n.keeps() == nil && n.ready(context.Background(), true) == nil
-	}
 	s, entry, ok := n.heard(id)
 	return ok && entry.Healthy && s.fit()
 }

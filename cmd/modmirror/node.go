@@ -61,6 +61,7 @@ type node struct {
 	caughtUp   caughtUp                           // whether it knows what was committed before it started
 	proven     proven                             // what enough voters can prove
 	badAnswers atomic.Int64                       // of other nodes
+	keepUntil  atomic.Pointer[time.Time]          // see placed; nil: never
 	arrivals   arrivals                           // blobs on their way here
 	fromAfar   zoneCounts                         // blobs that came from other zones
 	passing    singleflight.Group                 // questions to the cluster's owners

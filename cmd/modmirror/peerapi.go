@@ -303,6 +303,9 @@ func (n *node) handleMembers(r *http.Request) (any, error) {
 		} else {
 			err = n.replica.TransferLeadershipTo(ctx, c.ID)
 		}
+		if err == nil {
+			n.placed()
+		}
 	default:
 		err = fmt.Errorf("%q is no change of members: %w", c.Verb, artifact.ErrMalformed)
 	}
