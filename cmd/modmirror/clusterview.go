@@ -65,7 +65,7 @@ type memberView struct {
 	Total         uint64         `json:"totalBytes,omitempty"`    // of its disk; 0: not known
 	Disk          string         `json:"disk,omitempty"`          // "ok", "low" or "full"
 	Scrubbed      time.Time      `json:"scrubbed,omitzero"`       // it has read every blob again since then
-	Profile       string         `json:"profile,omitempty"`       // how patient its Raft is: lan or wan
+	Profile       string         `json:"raftProfile,omitempty"`   // how patient its Raft is: lan or wan
 	LeaderChanges *int64         `json:"leaderChanges,omitempty"` // that it has seen since it started
 	WAN           []wanView      `json:"wan,omitempty"`           // what it was sent by other zones since it started
 
