@@ -44,6 +44,9 @@ type clusterConfig struct {
 	OnLoss     string
 	PullLimit  byteRate
 	NoUpstream bool
+
+	WANLimit    bandwidth
+	WANSchedule wanSchedule
 }
 
 const maxPriority = 1000
@@ -77,6 +80,8 @@ func (c *clusterConfig) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.OnLoss, "on-quorum-loss", lossPassThrough, "without a quorum, new artifacts are verified and sent, marked as uncommitted (`passthrough`), or refused (fail)")
 	fs.BoolVar(&c.NoUpstream, "no-upstream", false, "ask no upstream and no checksum database from this node, and have other nodes of the cluster do it: for zones without a way out")
 	fs.Var(&c.PullLimit, "pull-limit", "how many `bytes` a second this node copies from others in the background, for example 20MB; 0: no limit")
+	fs.Var(&c.WANLimit, "wan-limit", "how much a second this node takes out of other zones in the background, as `bandwidth`: 20MB or 200mbit; 0: no limit")
+	fs.Var(&c.WANSchedule, "wan-schedule", "other limits at times of the day, as `windows`: 22:00-06:00=unlimited,12:00-13:00@Europe/Berlin=50mbit")
 }
 
 // clustered reports whether the operator says anything of other nodes.

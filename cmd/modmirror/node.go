@@ -63,6 +63,7 @@ type node struct {
 	badAnswers atomic.Int64                       // of other nodes
 	keepUntil  atomic.Pointer[time.Time]          // see placed; nil: never
 	arrivals   arrivals                           // blobs on their way here
+	wan        *wanLimit                          // of what comes from other zones
 	fromAfar   zoneCounts                         // blobs that came from other zones
 	passing    singleflight.Group                 // questions to the cluster's owners
 	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it
@@ -87,7 +88,7 @@ type outside struct {
 }
 
 func newNode(c config, log *slog.Logger) *node {
-	return &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now(), disk: newDisk(c.DataDir, c.LowDisk, log), faulted: make(chan struct{})}
+	return &node{config: c, log: log, metrics: prometheus.NewRegistry(), started: time.Now(), disk: newDisk(c.DataDir, c.LowDisk, log), wan: newWANLimit(c.Cluster), faulted: make(chan struct{})}
 }
 
 // openNode opens every part in order. On error it closes what it has opened.

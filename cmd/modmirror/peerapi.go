@@ -226,6 +226,9 @@ func (n *node) admit(r *http.Request, man artifact.Manifest, k artifact.Kind, re
 		defer a.end()
 		body = a.reading(body)
 	}
+	if from.Zone != n.config.Cluster.Zone {
+		body = n.wan.counted(body)
+	}
 	before := n.store.Durable(ref)
 	err := n.mirror.Admit(r.Context(), man, k, ref, body, "node "+from.Name)
 	if err == nil && before != nil && from.Zone != n.config.Cluster.Zone {

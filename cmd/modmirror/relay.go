@@ -25,6 +25,7 @@ const arrivingHeader = "Modmirror-Arriving"
 const (
 	relayHold    = 5 * time.Second // that one holds a question, at most
 	relayPatient = 3               // questions in a row between which no byte has come
+	relayQuiet   = 24              // the same for what nobody waits for: a limit on the way may let nothing through for a while
 	joinTries    = 4               // pulls of others that are joined before this node makes one of its own
 )
 
@@ -191,6 +192,9 @@ func (f *fetching) from(ctx context.Context, m peer.Member, a *arrival) (arrivin
 	if a != nil {
 		body = a.reading(body)
 	}
+	if m.Zone != f.n.config.Cluster.Zone {
+		body = f.n.wan.body(body, f.want.Background)
+	}
 	err = f.accept(body, resp.ContentLength, "node "+m.Name)
 	if err == nil && m.Zone != f.n.config.Cluster.Zone {
 		f.n.fromAfar.pulled.Add(1)
@@ -224,28 +228,34 @@ func (s *silent) Unwrap() error { return s.error }
 func (f *fetching) await(ctx context.Context, m peer.Member, bring bool) error {
 	var last int64
 	for still := 0; ; {
-		a, err := f.ask(ctx, m, bring)
+		background := f.isBackground()
+		a, err := f.ask(ctx, m, bring, background)
 		if err != nil || a.Here {
 			return err
 		}
 		if still++; a.Received > last {
 			last, still = a.Received, 0
 		}
-		if still == relayPatient {
+		if still >= relayQuiet || still >= relayPatient && !background {
 			return fmt.Errorf("node %s: the blob does not arrive there: %w", m.Name, artifact.ErrUnavailable)
 		}
 	}
 }
 
-// ask asks once.
-func (f *fetching) ask(ctx context.Context, m peer.Member, bring bool) (a relayAnswer, err error) {
-	q := relayRequest{Module: f.want.Module.Path, Version: f.want.Module.Version, Kind: uint8(f.want.Kind),
-		Digest: f.want.Ref.Digest.String(), Size: f.want.Ref.Size, Bring: bring}
+// isBackground reports whether nobody waits for the blob yet.
+func (f *fetching) isBackground() bool {
 	select {
 	case <-f.want.Background.Hurried():
+		return false
 	default:
-		q.Background = true
+		return true
 	}
+}
+
+// ask asks once.
+func (f *fetching) ask(ctx context.Context, m peer.Member, bring, background bool) (a relayAnswer, err error) {
+	q := relayRequest{Module: f.want.Module.Path, Version: f.want.Module.Version, Kind: uint8(f.want.Kind),
+		Digest: f.want.Ref.Digest.String(), Size: f.want.Ref.Size, Bring: bring, Background: background}
 	b, err := json.Marshal(q)
 	if err != nil {
 		return a, err

@@ -343,3 +343,33 @@ func TestZoneWithoutUpstream(t *testing.T) {
 		z.awaitAll()
 	})
 }
+
+// What crosses zones in the background is held to --wan-limit, and what stays in a zone is not; a client is not held up.
+func TestZonesHeldToWANLimit(t *testing.T) {
+	limit := func(n *simNode) { n.extra = append(n.extra, "--wan-limit", "64KiB") }
+	inZones(t, 2, limit, func(z *zones) {
+		const size = 500_000
+		mods := z.add("m", 6, size)
+		begin := time.Now()
+		for _, m := range mods {
+			z.get(z.named("a1"), artifactPath(m, artifact.Zip))
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("the clients wait %v", took)
+		}
+		if z.becomesWhole(5 * time.Second) {
+			t.Errorf("all of it crosses to nodes that may take 64 KiB a second, within %v", time.Since(begin))
+		}
+		begin = time.Now()
+		z.get(z.named("c2"), artifactPath(mods[5], artifact.Zip))
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("a client waits %v for what is pulled", took)
+		}
+		if !z.becomesWhole(2 * time.Minute) {
+			t.Errorf("not all nodes hold everything: %s", z.lacks())
+		}
+		if n := z.fromAfar("a") + z.fromAfar("b") + z.fromAfar("c"); n != int64(2*len(mods)) {
+			t.Errorf("%d blobs came out of one zone to another, of %d that must come to two each", n, len(mods))
+		}
+	})
+}
