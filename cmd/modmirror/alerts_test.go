@@ -137,7 +137,7 @@ var metricName = regexp.MustCompile(`\bmodmirror_[a-z_]*[a-z]\b`)
 func seriesOf(t *testing.T) map[string][]string {
 	t.Helper()
 	dir := t.TempDir()
-	c := serveConfig(t, []string{"serve", "--data-dir", filepath.Join(dir, "data"), "--listen", "localhost:0", "--peer-listen", "localhost:0", "--upstream", "file://" + dir})
+	c := serveConfig(t, []string{"serve", "--data-dir", filepath.Join(dir, "data"), "--listen", "localhost:0", "--peer-listen", "localhost:0", "--upstream", "file://" + dir, "--follow", "http://localhost:1"})
 	n, err := openNode(t.Context(), c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
