@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/feed"
 	"modmirror/replicate"
 	"modmirror/replicate/peer"
 )
@@ -31,6 +32,9 @@ type selfStatus struct {
 
 	Priority   int           `json:"priority,omitempty"`   // how much it is to lead: --leader-priority
 	KeepLeader time.Duration `json:"keepLeader,omitempty"` // for how much longer the leadership stays where an operator had it put it, in ns
+
+	Follows bool        `json:"follows,omitempty"` // it was started to follow another mirror
+	Feed    *feed.Claim `json:"feed,omitempty"`    // how far it has followed that for its cluster
 }
 
 // self collects what this node says of itself.
@@ -41,6 +45,9 @@ func (n *node) self(ctx context.Context) selfStatus {
 	s.Alive, s.Seen = true, time.Now()
 	s.Priority, s.KeepLeader = n.config.Cluster.Priority, n.keepFor(s.Seen)
 	s.Draining = n.mirror.Draining()
+	if s.Follows = n.follower != nil; s.Follows {
+		s.Feed = n.follower.Claim()
+	}
 	s.Ready, s.Writes = verdict(n.ready(ctx, false)), verdict(n.ready(ctx, true))
 	if err := n.keeps(); err != nil {
 		s.NoBlobs = err.Error()

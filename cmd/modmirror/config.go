@@ -238,7 +238,7 @@ func (c *config) validate() error {
 	if c.Offline && c.Cluster.NoUpstream {
 		return usageError("--offline and --no-upstream: offline, nobody is asked for what is not held; without an upstream, other nodes are; leave one out")
 	}
-	if err := c.Follow.validate(c.Offline); err != nil {
+	if err := c.Follow.validate(c.Offline, c.Cluster.NoUpstream); err != nil {
 		return err
 	}
 	if c.NotFoundTTL > time.Minute {

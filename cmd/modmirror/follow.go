@@ -35,8 +35,10 @@ func (c *followConfig) flags(fs *pflag.FlagSet) {
 	fs.Var(&c.Limit, "follow-limit", "how many `bytes` a second are fetched for that at most, for example 5MB; 0: no limit")
 }
 
-func (c *followConfig) validate(offline bool) error {
+func (c *followConfig) validate(offline, noUpstream bool) error {
 	switch {
+	case c.URL != "" && noUpstream:
+		return usageError("--follow and --no-upstream: leave --follow out on nodes without a way out; the others of the cluster follow for them")
 	case c.URL != "" && offline:
 		return usageError("--follow and --offline: whoever follows another mirror has to ask it")
 	case c.Parallel < 1 || c.Parallel > maxFollowParallel:
@@ -135,16 +137,36 @@ func (n *node) openFollower() error {
 	}
 	n.onClose(site.Close)
 	n.follower, err = feed.New(feed.Config{
-		Source: site, Target: acquirer{n.mirror}, Dir: n.config.DataDir, Cluster: n.replica.Cluster, Lead: n.leadsNow,
+		Source: site, Target: acquirer{n.mirror}, Dir: n.config.DataDir, Cluster: n.replica.Cluster, Lead: n.follows, Heard: n.heardClaims,
 		Parallel: c.Parallel, Zips: n.mirror.AcquireZips(c.Parallel), Once: c.once != nil, Log: n.log, Metrics: n.metrics,
 	})
 	return err
 }
 
-// leadsNow reports whether this node leads its cluster, as one without others does.
-func (n *node) leadsNow() bool {
+// follows reports whether it is this node's turn to follow the other mirror for its cluster: if it leads, or the one that does
+// was not started to follow, as in a zone without a way out, and it is the first of those that were and answer. Two that
+// believe so at the same time do the same twice, and no harm.
+func (n *node) follows() bool {
 	st, err := n.replica.Status(context.Background())
-	return err == nil && st.Role == "leader"
+	if err != nil || st.Leader == "" || st.Leader == st.ID {
+		return err == nil && st.Leader != ""
+	}
+	for _, m := range n.others() {
+		if s, seen, ok := n.heard(m.ID); ok && seen.Healthy && s.Follows && !s.Draining && (m.ID == st.Leader || m.ID < st.ID) {
+			return false
+		}
+	}
+	return true
+}
+
+// heardClaims returns what the other nodes said last of how far another mirror was followed, also those that do not answer now.
+func (n *node) heardClaims() (all []feed.Claim) {
+	for _, m := range n.others() {
+		if s, _, ok := n.heard(m.ID); ok && s.Feed != nil {
+			all = append(all, *s.Feed)
+		}
+	}
+	return all
 }
 
 // follow follows another mirror until ctx ends, or all is here and that was what was asked for.

@@ -349,3 +349,75 @@ func TestFollowFlags(t *testing.T) {
 		}
 	}
 }
+
+// A cluster of three follows a mirror, and its leader is killed again and again while that grows. Whoever is next goes on; one
+// node does the work, and in the end each of the three has all of it.
+func TestClusterFollows(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(11, 12))
+	s := newClusterSite(t, 3)
+	s.load()
+	source := s.site.start()
+	c := &copyOf{site: s.site}
+	s.source = []string{"--follow", source.url, "--sumdb", s.db.Key()}
+	count := 0
+	grow := func() {
+		var ms []module.Version
+		for range 10 {
+			count++
+			ms = append(ms, s.addRandom(r, fmt.Sprintf("example.com/c%d", count)))
+		}
+		c.fill(source, ms, r)
+	}
+	grow()
+	s.run()
+	s.voters(3)
+	for range 3 {
+		grow()
+		lead := s.leader()
+		lead.kill()
+		grow()
+		s.run(lead)
+		s.voters(3)
+	}
+	want := c.entries(source)
+	for _, n := range s.nodes {
+		s.await("all of the feed at "+n.name, func() bool { return slices.Equal(c.entries(n.process), want) }, n.output)
+		c.same(source, n.process)
+	}
+	follow := 0
+	for _, n := range s.nodes {
+		st := c.followStatus(n.process)
+		if st.State != feed.StateWaiting {
+			follow++
+			if st.Refused+st.Failed > 0 {
+				t.Errorf("%s: %+v", n.name, st)
+			}
+		}
+	}
+	if follow != 1 {
+		t.Errorf("%d nodes follow", follow)
+	}
+	// A node that waited has kept what the other one claimed, and goes on from there.
+	lead := s.leader()
+	through, before := c.followStatus(lead.process).Through, map[string]int{}
+	for _, n := range s.nodes {
+		before[n.name] = c.followStatus(n.process).Entries
+	}
+	lead.kill()
+	var next *clusterNode
+	s.await("another node that follows", func() bool {
+		for _, n := range s.alive() {
+			if st := c.followStatus(n.process); st.State == feed.StateFollowing && st.Behind == 0 {
+				next = n
+				return true
+			}
+		}
+		return false
+	}, lead.output)
+	st := c.followStatus(next.process)
+	if again := st.Entries - before[next.name]; again > len(want)/2 || st.Through.Before(through) {
+		t.Errorf("%s looks at %d entries again, of %d; complete through %v, and before through %v", next.name, again, len(want), st.Through, through)
+	}
+	t.Logf("%s looks at %d entries again, of %d", next.name, st.Entries-before[next.name], len(want))
+}
