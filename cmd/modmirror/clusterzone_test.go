@@ -36,8 +36,8 @@ func (v clusterView) whole(begin time.Time) bool {
 	return len(v.Zones) == 2 && v.Under.Members.String() == "0 blobs" && v.Under.Zones.String() == "0 blobs"
 }
 
-// crowded is what is wrong with the zones of such a site from the beginning.
-var crowded = []string{"zone eu has 2 of 3 voters: its loss stops commits"}
+// oneZoneMatters is what is wrong with the zones of such a site from the beginning.
+var oneZoneMatters = []string{"zone eu has 2 of 3 voters: its loss stops commits"}
 
 // Every node sees how far each zone is, what came into it from the other one, and that all hold the same: before, during and after
 // the loss of a zone.
@@ -56,7 +56,7 @@ func TestZonesInView(t *testing.T) {
 			agree := func(m memberView) bool {
 				return m.Roots == rootsAgree && m.LeaderChanges != nil && m.Total > 0 && m.Disk == "ok" && m.Looked != nil
 			}
-			return v.whole(begin) && !slices.ContainsFunc(v.Nodes, func(m memberView) bool { return !agree(m) }) && slices.Equal(v.Problems, crowded) && len(v.WAN) == 2
+			return v.whole(begin) && !slices.ContainsFunc(v.Nodes, func(m memberView) bool { return !agree(m) }) && slices.Equal(v.Problems, oneZoneMatters) && len(v.WAN) == 2
 		})
 		for _, w := range v.WAN {
 			if w.From == w.To || w.Raft+w.Control == 0 || w.Raft < 0 || w.Blobs < 0 {
@@ -99,7 +99,7 @@ func (s *clusterSite) zoneIsLost() {
 	back := time.Now()
 	s.run(lost)
 	for _, n := range s.nodes {
-		s.sees(n, "all zones complete again", func(v clusterView) bool { return v.whole(back) && slices.Equal(v.Problems, crowded) })
+		s.sees(n, "all zones complete again", func(v clusterView) bool { return v.whole(back) && slices.Equal(v.Problems, oneZoneMatters) })
 	}
 	s.zonesInStatus(lost, back)
 }
