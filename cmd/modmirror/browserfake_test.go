@@ -57,7 +57,7 @@ func (s *stage) Describe(_ context.Context, path string, versions []string) (out
 			Mod: statuspage.Artifact{SHA256: hash, Size: 88}, Zip: statuspage.Artifact{SHA256: hash, Size: 6_912_411}, Database: "sum.golang.org", Record: 44_212_345}
 		for _, z := range s.Cluster(context.Background()).Zones {
 			for _, n := range z.Nodes {
-				d.Holders = append(d.Holders, statuspage.Holder{Node: n.Name, Zone: z.Name, Holds: n.Missing == 0 && !n.Silent})
+				d.Holders = append(d.Holders, statuspage.Holder{Node: n.Name, Zone: z.Name, Holds: n.Missing == 0, Known: !n.Silent})
 			}
 		}
 		out = append(out, d)
@@ -71,10 +71,10 @@ func crowded() statuspage.Cluster {
 	c := statuspage.Cluster{Self: "mirror-fra-1", Leader: "mirror-fra-2", Voters: 5, Alive: 4, Versions: 1_284_302,
 		Problems: []string{"5 voters, 4 alive; a majority is 3: 1 more may fail", "mirror-sgp-3.asia-southeast.mirrors.corp.example.com does not answer: connection refused"}}
 	for i, z := range []string{"eu-central-frankfurt-1", "us-east", "ap-southeast"} {
-		zone := statuspage.Zone{Name: z, Complete: now.Add(-3 * time.Second)}
+		zone := statuspage.Zone{Name: z, Current: i != 1, Complete: now.Add(-22 * time.Minute)}
 		for j := range 3 {
 			n := statuspage.Node{ID: fmt.Sprintf("id%d%d", i, j), Name: fmt.Sprintf("mirror-%s-%d", []string{"fra", "iad", "sgp"}[i], j+1), Version: "v1.4.2-18-g828a59e", Role: "voter", Says: "healthy",
-				RTT: time.Duration(i*40+1) * time.Millisecond, Free: 212_000_000_000, Total: 480_000_000_000, Scrubbed: now.Add(-50 * time.Hour), Complete: now.Add(-3 * time.Second),
+				RTT: time.Duration(i*40+1) * time.Millisecond, Free: 212_000_000_000, Total: 480_000_000_000, Scrubbed: now.Add(-50 * time.Hour), Current: true,
 				Heads: []statuspage.Head{{Database: "sum.golang.org", Size: 44_212_345, Checked: now.Add(-12 * time.Second)}}}
 			switch {
 			case i == 0 && j == 0:
@@ -85,6 +85,7 @@ func crowded() statuspage.Cluster {
 				n.Role = "replica"
 			}
 			if i == 1 && j == 2 {
+				n.Current = false
 				n.State, n.Says, n.Why, n.Missing, n.Owed, n.Lag, n.Complete, n.Low, n.Free = statuspage.Warn, "behind", "it has waited for blobs for 22 minutes", 311, 2_400_000_000, 1204, now.Add(-22*time.Minute), true, 9_000_000_000
 			}
 			if i == 2 && j == 2 {

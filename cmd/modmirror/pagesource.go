@@ -48,7 +48,7 @@ func (s pageSource) Cluster(ctx context.Context) statuspage.Cluster {
 	for _, p := range v.Problems {
 		c.Problems = append(c.Problems, public(p))
 	}
-	complete := make(map[string]time.Time)
+	now, complete := time.Now(), make(map[string]time.Time)
 	for _, z := range v.Zones {
 		complete[z.Zone] = z.Complete
 	}
@@ -59,7 +59,9 @@ func (s pageSource) Cluster(ctx context.Context) statuspage.Cluster {
 		i := slices.IndexFunc(c.Zones, func(z statuspage.Zone) bool { return z.Name == m.Zone })
 		if i < 0 {
 			i = len(c.Zones)
-			c.Zones = append(c.Zones, statuspage.Zone{Name: m.Zone, Complete: complete[m.Zone]})
+			z := statuspage.Zone{Name: m.Zone}
+			z.Complete, z.Current = current(now, complete[m.Zone])
+			c.Zones = append(c.Zones, z)
 		}
 		c.Zones[i].Nodes = append(c.Zones[i].Nodes, v.card(m))
 	}
@@ -75,10 +77,11 @@ func (s pageSource) Cluster(ctx context.Context) statuspage.Cluster {
 // card is a member as the map shows it. Numbers are as coarse as they are shown, so that nothing seems to change that nobody sees.
 func (v clusterView) card(m memberView) statuspage.Node {
 	c := statuspage.Node{ID: m.ID, Name: m.Name, Version: m.Version, Role: m.suffrage(), Self: m.ID == v.From, Silent: !m.Alive,
-		Lag: -1, Missing: -1, Complete: m.Complete, Free: coarse(m.Free), Total: coarse(m.Total), Low: m.Disk == "low" || m.Disk == "full", Scrubbed: m.Scrubbed}
+		Lag: -1, Missing: -1, Free: coarse(m.Free), Total: coarse(m.Total), Low: m.Disk == "low" || m.Disk == "full", Scrubbed: m.Scrubbed}
 	if len(v.Nodes) == 1 {
 		c.Role = "single node"
 	}
+	c.Complete, c.Current = current(time.Now(), m.Complete)
 	c.State, c.Says, c.Why = m.health()
 	if c.Silent {
 		c.Seen = m.Seen
@@ -98,6 +101,17 @@ func (v clusterView) card(m memberView) statuspage.Node {
 		c.Heads = append(c.Heads, statuspage.Head{Database: h.Database, Size: h.Size, Checked: h.Checked.Truncate(time.Second)})
 	}
 	return c
+}
+
+// justNow is how long ago something may have been that counts as now: longer than it takes until what nodes say of themselves is heard.
+const justNow = 15 * time.Second
+
+// current says whether what is complete through t is so now, and if not, through when.
+func current(now, t time.Time) (time.Time, bool) {
+	if !t.IsZero() && now.Sub(t) < justNow {
+		return time.Time{}, true
+	}
+	return t.Truncate(time.Second), false
 }
 
 // behindLong is for how long a node may lack a blob before somebody should look.
@@ -181,21 +195,32 @@ func (s pageSource) Versions(ctx context.Context, path string) ([]string, error)
 
 // Describe implements [statuspage.Source].
 func (s pageSource) Describe(ctx context.Context, path string, versions []string) (out []statuspage.Version, err error) {
-	v := s.n.view(ctx)
-	for _, version := range versions {
-		d, err := s.describe(ctx, v, module.Version{Path: path, Version: version})
+	mods := make([]module.Version, len(versions))
+	for i, version := range versions {
+		mods[i] = module.Version{Path: path, Version: version}
+	}
+	holders, err := s.n.whoHolds(ctx, s.n.view(ctx), mods)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range mods {
+		d, err := s.describe(ctx, m)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
+		for _, h := range holders[i] {
+			d.Holders = append(d.Holders, statuspage.Holder{Node: h.Name, Zone: h.Zone, Holds: h.Holds, Known: h.Known})
+		}
 		out = append(out, d)
 	}
 	return out, nil
 }
 
-func (s pageSource) describe(ctx context.Context, v clusterView, m module.Version) (statuspage.Version, error) {
+// describe returns what the catalog has of a version.
+func (s pageSource) describe(ctx context.Context, m module.Version) (statuspage.Version, error) {
 	man, err := s.n.replica.Manifest(ctx, m)
 	if err != nil {
 		return statuspage.Version{}, err
@@ -219,14 +244,8 @@ func (s pageSource) describe(ctx context.Context, v clusterView, m module.Versio
 	if err != nil {
 		return statuspage.Version{}, err
 	}
-	for change, err := range s.n.replica.Changes(ctx, place) {
-		if err == nil && change.Seq == place && change.At.After(beforeTimes) {
-			d.Committed = change.At
-		}
-		break
-	}
-	for _, n := range v.Nodes {
-		d.Holders = append(d.Holders, statuspage.Holder{Node: n.Name, Zone: n.Zone, Holds: place < n.Blobs})
+	if at, err := s.n.replica.TimeAt(ctx, place); err == nil && at.After(beforeTimes) {
+		d.Committed = at
 	}
 	return d, nil
 }

@@ -181,6 +181,15 @@ func TestCardOfMember(t *testing.T) {
 			t.Errorf("%v away is shown as %v, want %v", m.RTT, got, want)
 		}
 	}
+	for ago, now := range map[time.Duration]bool{0: true, justNow - time.Second: true, justNow + time.Second: false, time.Hour: false} {
+		m.Complete = time.Now().Add(-ago)
+		if c := v.card(m); c.Current != now || c.Complete.IsZero() != now {
+			t.Errorf("complete through %v ago is shown as %v, now: %v", ago, c.Complete, c.Current)
+		}
+	}
+	if m.Complete = (time.Time{}); v.card(m).Current || !v.card(m).Complete.IsZero() {
+		t.Error("what is not known counts as complete")
+	}
 	unheard := v.card(memberView{ID: "c"})
 	if unheard.Lag != -1 || unheard.Missing != -1 || !unheard.Silent {
 		t.Errorf("card of a node that never said anything: %+v", unheard)

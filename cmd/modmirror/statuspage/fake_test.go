@@ -103,7 +103,7 @@ func (f *fake) Describe(_ context.Context, path string, versions []string) (out 
 	for _, v := range versions {
 		out = append(out, Version{Module: module.Version{Path: path, Version: v}, ModSum: "h1:mod" + v, ZipSum: "h1:zip" + v, Database: "sum.golang.org", Record: 44_212_345,
 			Zip: Artifact{strings.Repeat("ab", 32), 1_234_567}, Mod: Artifact{strings.Repeat("cd", 32), 99}, Committed: day, Released: day.Add(-time.Hour),
-			Holders: []Holder{{"n1", "eu", true}, {"n2", "us", false}, {"n3", "", true}}})
+			Holders: []Holder{{"n1", "eu", true, true}, {"n2", "us", false, true}, {"n3", "", false, false}}})
 	}
 	return out, f.err
 }

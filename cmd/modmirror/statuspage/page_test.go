@@ -316,7 +316,7 @@ func TestModulePage(t *testing.T) {
 	p.now = func() time.Time { return day.Add(time.Hour) }
 	d := parsed(t, ask(p, "/modules/github.com/!burnt!sushi/toml"))
 	for _, want := range []string{"3 versions", "h1:zipv0.10.0", "h1:modv0.10.0", strings.Repeat("ab", 32), strings.Repeat("cd", 32), "1.2 MB", "99 B", "record 44212345 of sum.golang.org",
-		"2026-11-26 12:00:00 UTC", "60 min ago", "✓ n1 eu", "? n2 us not confirmed", "✓ n3"} {
+		"2026-11-26 12:00:00 UTC", "60 min ago", "✓ n1 eu", "– n2 us not yet", "? n3 unknown"} {
 		if !strings.Contains(d.text, want) {
 			t.Errorf("the page does not say %q:\n%s", want, d.text)
 		}

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/mod/module"
 )
 
-// Source is what the pages show. Its methods are called from several goroutines, ask no other node, and return soon.
+// Source is what the pages show. Its methods are called from several goroutines, and return soon. None but Describe asks other nodes.
 type Source interface {
 	// Cluster returns the cluster as this node sees it now.
 	Cluster(ctx context.Context) Cluster
@@ -59,6 +59,7 @@ type Cluster struct {
 type Zone struct {
 	Name     string    // "": the nodes have none
 	Complete time.Time // all that was committed until then is there; zero: not known
+	Current  bool      // all that is committed is there
 	Nodes    []Node
 }
 
@@ -79,6 +80,7 @@ type Node struct {
 	Missing  int64         // blobs that it knows to lack; -1: not known
 	Owed     int64         // bytes of these; 0: not known
 	Complete time.Time     // it holds all that was committed until then; zero: not known
+	Current  bool          // it holds all that is committed
 	Free     uint64        // on its disk
 	Total    uint64        // 0: not known
 	Low      bool          // its disk is nearly full
@@ -111,7 +113,7 @@ type Event struct {
 type Version struct {
 	Module         module.Version
 	Released       time.Time // what its info says; zero: not known
-	Committed      time.Time // zero: not known
+	Committed      time.Time // the last part of it; zero: not known
 	ModSum, ZipSum string    // as in go.sum
 	Mod, Zip       Artifact
 	Database       string
@@ -128,5 +130,6 @@ type Artifact struct {
 // Holder is a node that may hold something.
 type Holder struct {
 	Node, Zone string
-	Holds      bool // it has said so; a node that has not may hold it all the same
+	Holds      bool
+	Known      bool // else Holds says nothing: the node does not answer, or cannot say
 }
