@@ -125,7 +125,7 @@ func newNetwork(c Config) *network {
 
 // within returns a check that a dialer makes of each address that it is about to connect to, after names are resolved: so
 // a name that leads elsewhere each time it is asked for gains nothing.
-func within(ceiling reach) func(context.Context, string, string, syscall.RawConn) error {
+func within(ceiling reach) dialControl {
 	return func(_ context.Context, _, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
 		if err != nil || reachOf(ap.Addr()) > ceiling {
@@ -146,8 +146,11 @@ func proxy(req *http.Request) (*url.URL, error) {
 	return u, nil
 }
 
-func newTransport(c Config, proxy func(*http.Request) (*url.URL, error), control func(context.Context, string, string, syscall.RawConn) error) *http.Transport {
-	d := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second, ControlContext: control}
+// dialControl is called with a socket before it is connected.
+type dialControl = func(ctx context.Context, network, address string, c syscall.RawConn) error
+
+func newTransport(c Config, proxy func(*http.Request) (*url.URL, error), control dialControl) *http.Transport {
+	d := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second, ControlContext: endSilent(control)}
 	return &http.Transport{
 		Proxy:                  proxy,
 		DialContext:            d.DialContext,
