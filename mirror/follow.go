@@ -1,14 +1,11 @@
 package mirror
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +23,9 @@ type Progress struct {
 	Missing   int       // blobs that are known to be missing
 	Bytes     int64     // of them
 	Since     time.Time // since when the oldest of them is missing; zero if none is
+
+	Unproven      int   // blobs that are durable here and whose go.sum hash this node has yet to compare, before it serves them
+	UnprovenBytes int64 // of them
 }
 
 const (
@@ -44,16 +44,8 @@ const (
 	followSlowest = 8 << 10   // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
 )
 
-// cursor is what follow.json has: {"next":123,"node":"…"}.
-type cursor struct {
-	Format int    `json:"format,omitempty"` // absent: 1
-	Next   int64  `json:"next"`
-	Node   string `json:"node,omitempty"` // whose it is
-	Doubt  bool   `json:"doubt,omitempty"`
-}
-
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
-// some at a time and in no order; its watermark is the place of the first change of which a blob is missing. The watermark is
+// some at a time and in no order, in bulk where that is much (bulkpull.go); its watermark is the place of the first change of which a blob is missing. The watermark is
 // kept in follow.json, and moves only when every blob before it is durable. What is true if the process dies:
 //
 //	during a pull              a leftover in tmp/; the blob is missing, and the watermark is before it
@@ -71,46 +63,52 @@ type follower struct {
 
 	next    int64       // place of the first change that has not been read
 	doubt   bool        // a blob that is here when its change is read is read too: there was another node here before; set by load only
-	missing []*missing  // in the order of their places
-	bytes   int64       // of them
+	wants   wants       // what is missing
 	active  int         // pulls under way
+	bulks   int         // of them, those that pull in bulk
 	ended   chan pulled // of them
 	saved   int64       // the watermark in follow.json
 	saveAt  time.Time   // not to be saved again before
 	scanAt  time.Time   // not to be read again before, after an error
+	bulkAt  time.Time   // nothing is to be pulled in bulk before
+	waiting bool        // what is due waits for the end of a pull in bulk
 
 	found chan *missing // blobs that were here and were lost
 
 	mu       sync.Mutex
-	progress Progress                 // guarded by mu, as the rest
-	read     int64                    // next, once the follower runs
-	lacks    map[artifact.Digest]bool // the blobs of missing
+	progress Progress                // guarded by mu, as the rest
+	read     int64                   // next, once the follower runs
+	lacks    map[artifact.Digest]int // how often each blob is among wants
 }
 
 // missing is a blob that is not here. All of it belongs to the loop.
 type missing struct {
-	seq     int64
-	module  module.Version
-	kind    artifact.Kind
-	ref     artifact.Ref
-	since   time.Time
-	at      time.Time // not to be tried before
-	wait    time.Duration
-	pulling bool
-	lost    bool // it was here before
+	seq    int64
+	module module.Version
+	kind   artifact.Kind
+	ref    artifact.Ref
+	since  time.Time
+	at     time.Time // not to be tried before
+	wait   time.Duration
+	bulk   int  // how often it was asked for in bulk
+	lost   bool // it was here before
+	here   bool // it is here now: wants is done with it
 }
 
 // pulled is the end of a pull.
 type pulled struct {
-	what *missing
-	err  error
+	what []*missing
+	errs []error // for each
+	bulk bool
 }
 
 // Progress returns how far Follow has come. It is all zero before Follow has read its cursor.
 func (m *Mirror) Progress() Progress {
 	m.followed.mu.Lock()
-	defer m.followed.mu.Unlock()
-	return m.followed.progress
+	p := m.followed.progress
+	m.followed.mu.Unlock()
+	p.Unproven, p.UnprovenBytes = m.config.Store.Unproven()
+	return p
 }
 
 // Follow brings here what the catalog names and this node does not hold, until ctx ends: from other nodes, and from the upstream
@@ -126,14 +124,15 @@ func (m *Mirror) Follow(ctx context.Context) error {
 		return fmt.Errorf("follow: %w", err)
 	}
 	defer files.root.Close()
-	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls)
+	f.m, f.files, f.ended = m, files, make(chan pulled, followPulls+bulkPulls)
 	f.limit = m.pullLimit
 	f.load()
 	m.resume()
-	var locating sync.WaitGroup
-	locating.Go(func() { m.locate(ctx) })
+	var others sync.WaitGroup
+	others.Go(func() { m.locate(ctx) })
+	others.Go(func() { m.proveAll(ctx) })
 	f.run(ctx)
-	locating.Wait()
+	others.Wait()
 	return nil
 }
 
@@ -148,7 +147,7 @@ func (f *follower) seen() int64 {
 func (f *follower) lacking(d artifact.Digest) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.lacks[d]
+	return f.lacks[d] > 0
 }
 
 // full reports whether the follower has no room for more that is missing.
@@ -168,27 +167,27 @@ func (f *follower) want(ctx context.Context, b *missing) {
 
 // take notes a blob that was here and was lost. The watermark falls behind its change.
 func (f *follower) take(b *missing) {
-	if i := slices.IndexFunc(f.missing, func(o *missing) bool { return o.ref == b.ref }); i >= 0 {
-		f.missing[i].lost = true
+	if known := f.wants.known(b.ref); len(known) > 0 {
+		for _, o := range known {
+			o.lost = true
+		}
 		return
 	}
-	if b.seq >= f.next || len(f.missing) >= followWindow { // it is found when the changes are read; or by the next scrub
+	if b.seq >= f.next || f.wants.count >= followWindow { // it is found when the changes are read; or by the next scrub
 		return
 	}
-	i, _ := slices.BinarySearchFunc(f.missing, b, func(a, b *missing) int { return cmp.Compare(a.seq, b.seq) })
-	f.missing = slices.Insert(f.missing, i, b)
-	f.noted(b)
+	f.add(b)
 }
 
-// noted counts one more of missing.
-func (f *follower) noted(b *missing) {
-	f.bytes += b.ref.Size
+// add notes one more that is missing.
+func (f *follower) add(b *missing) {
+	f.wants.add(b)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lacks == nil {
-		f.lacks = map[artifact.Digest]bool{}
+		f.lacks = map[artifact.Digest]int{}
 	}
-	f.lacks[b.ref.Digest] = true
+	f.lacks[b.ref.Digest]++
 }
 
 // newLimit returns a limit of so many bytes a second, nil for 0.
@@ -197,32 +196,6 @@ func newLimit(speed int64) *rate.Limiter {
 		return nil
 	}
 	return rate.NewLimiter(rate.Limit(speed), followBurst)
-}
-
-func (f *follower) load() {
-	b, err := f.files.read(cursorFile, maxCursor)
-	var c cursor
-	if err == nil {
-		err = json.Unmarshal(b, &c)
-	}
-	if err == nil && c.Format > 1 {
-		err = fmt.Errorf("it has format %d, and this version knows format 1", c.Format)
-	}
-	if err == nil && c.Next < 0 {
-		err = fmt.Errorf("next is %d", c.Next)
-	}
-	if err == nil && c.Node != f.m.config.Node {
-		err = fmt.Errorf("it is of node %q", artifact.Truncate(c.Node, 100))
-	}
-	if err != nil {
-		c.Next = 0
-		c.Doubt = c.Doubt || c.Node != "" && c.Node != f.m.config.Node
-		if !errors.Is(err, fs.ErrNotExist) {
-			f.m.log.Warn("the cursor of the blob follower is of no use, all blobs are looked for again", "file", cursorFile, "err", err)
-		}
-	}
-	f.next, f.saved, f.doubt = c.Next, c.Next, c.Doubt
-	f.report()
 }
 
 // run is the loop, which owns all but progress.
@@ -254,7 +227,7 @@ func (f *follower) run(ctx context.Context) {
 
 // scan reads the changes that it has not read, and looks which of their blobs are here.
 func (f *follower) scan(ctx context.Context) {
-	if time.Now().Before(f.scanAt) || len(f.missing) >= followWindow {
+	if time.Now().Before(f.scanAt) || f.wants.count >= followWindow {
 		return
 	}
 	for c, err := range f.m.config.Changes.Changes(ctx, f.next) {
@@ -272,7 +245,7 @@ func (f *follower) scan(ctx context.Context) {
 			return
 		}
 		f.next = c.Seq + 1
-		if len(f.missing) >= followWindow {
+		if f.wants.count >= followWindow {
 			return
 		}
 	}
@@ -286,8 +259,7 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
 			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: f.m.losses.has(ref.Digest)}
-			f.missing = append(f.missing, b)
-			f.noted(b)
+			f.add(b)
 		default:
 			return err
 		}
@@ -296,8 +268,11 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 	return nil
 }
 
-// here reports whether a blob is here, durably.
+// here reports whether a blob is here, durably. One that is unproven is read before it is served.
 func (f *follower) here(ctx context.Context, ref artifact.Ref) error {
+	if f.m.config.Store.HasUnproven(ref) {
+		return f.m.config.Store.Err()
+	}
 	if f.doubt {
 		return f.m.config.Store.DurableIntact(ctx, ref)
 	}
@@ -306,19 +281,26 @@ func (f *follower) here(ctx context.Context, ref artifact.Ref) error {
 
 // start starts the pulls that are due, as many as may run.
 func (f *follower) start(ctx context.Context) {
+	f.startBulk(ctx)
 	now := time.Now()
-	for _, b := range f.missing {
-		if f.active >= followPulls {
-			return
+	var left []*missing // for the next pull in bulk
+	for f.active-f.bulks < followPulls && len(left) < followPulls {
+		b := f.wants.take(now)
+		if b == nil {
+			break
 		}
-		if b.pulling || now.Before(b.at) {
+		if f.bulks > 0 && b.mayComeInBulk() {
+			left = append(left, b)
 			continue
 		}
-		b.pulling = true
 		f.active++
 		lost := b.lost // which may change meanwhile
-		go func() { f.ended <- pulled{b, f.pull(ctx, b, lost)} }()
+		go func() { f.ended <- pulled{what: []*missing{b}, errs: []error{f.pull(ctx, b, lost)}} }()
 	}
+	for _, b := range left {
+		f.wants.putBack(b)
+	}
+	f.waiting = len(left) > 0
 }
 
 // pull brings one blob here.
@@ -328,6 +310,9 @@ func (f *follower) pull(ctx context.Context, b *missing, lost bool) (err error) 
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
+	if f.m.config.Store.HasUnproven(b.ref) {
+		return nil
+	}
 	if f.m.config.Store.DurableIntact(ctx, b.ref) == nil { // a client was faster
 		if lost && f.m.losses.has(b.ref.Digest) {
 			return errJustBack
@@ -387,23 +372,39 @@ var errJustBack = errors.New("it is here again")
 // finish notes the end of a pull.
 func (f *follower) finish(r pulled) {
 	f.active--
-	b := r.what
-	b.pulling = false
-	if errors.Is(r.err, errJustBack) && b.wait == 0 { // whoever brought it is about to say so
+	if r.bulk {
+		f.bulks--
+	}
+	for i, b := range r.what {
+		f.finishOne(b, r.errs[i], r.bulk)
+	}
+}
+
+func (f *follower) finishOne(b *missing, err error, bulk bool) {
+	switch {
+	case errors.Is(err, errJustBack) && b.wait == 0: // whoever brought it is about to say so
 		b.wait = firstRepull
 		b.at = time.Now().Add(b.wait)
-		return
-	}
-	if r.err == nil || errors.Is(r.err, errJustBack) {
-		i := slices.Index(f.missing, b) // most are near the front
-		f.missing = slices.Delete(f.missing, i, i+1)
-		f.bytes -= b.ref.Size
+		f.wants.putBack(b)
+	case err == nil || errors.Is(err, errJustBack):
+		f.wants.done(b)
 		f.mu.Lock()
-		delete(f.lacks, b.ref.Digest)
+		if f.lacks[b.ref.Digest]--; f.lacks[b.ref.Digest] <= 0 {
+			delete(f.lacks, b.ref.Digest)
+		}
 		f.mu.Unlock()
 		f.m.returned(b.ref.Digest, fromNode) // unless whoever brought it back has said so
-		return
+	case bulk: // it is asked for once more, by itself if need be
+		f.notInBulk(b, err)
+		f.wants.putBack(b)
+	default:
+		f.failed(b, err)
+		f.wants.putBack(b)
 	}
+}
+
+// failed notes that a blob could not be brought here, and when that is tried again.
+func (f *follower) failed(b *missing, err error) {
 	before, last := b.wait, lastRepull
 	if b.lost {
 		last = lastReheal
@@ -411,7 +412,7 @@ func (f *follower) finish(r pulled) {
 	b.wait = min(max(2*b.wait, firstRepull), last)
 	b.at = time.Now().Add(b.wait/2 + rand.N(b.wait/2+1))
 	first, lasts := before == 0, b.wait == lastRepull && before < lastRepull // once now, and once when it seems to last
-	tries := f.m.losses.tried(b.ref.Digest, b.at, r.err)
+	tries := f.m.losses.tried(b.ref.Digest, b.at, err)
 	if tries > 0 {
 		lasts = b.wait == last
 	}
@@ -419,49 +420,25 @@ func (f *follower) finish(r pulled) {
 	case !first && !lasts || !f.m.losses.tries.Allow():
 	case tries > 0:
 		f.m.log.Error("a damaged blob is not healed: neither another node nor the upstream gives the right bytes; it is tried again",
-			"module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "tries", tries, "retry", b.wait, "err", r.err)
+			"module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "tries", tries, "retry", b.wait, "err", err)
 	default:
-		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", r.err)
+		f.m.log.Info("a blob is missing here and could not be pulled", "module", b.module.Path, "version", b.module.Version, "kind", b.kind, "digest", b.ref.Digest, "retry", b.wait, "err", err)
 	}
 }
 
 // watermark returns the place before which every blob is durable.
 func (f *follower) watermark() int64 {
-	if len(f.missing) > 0 {
-		return f.missing[0].seq
+	if b := f.wants.first(); b != nil {
+		return b.seq
 	}
 	return f.next
-}
-
-// save keeps the watermark, if it moved: now and then, and at the end.
-func (f *follower) save(now bool) {
-	w := f.watermark()
-	if w == f.saved || !now && time.Now().Before(f.saveAt) {
-		return
-	}
-	f.saveAt = time.Now().Add(followSave)
-	b, err := json.Marshal(cursor{Next: w, Node: f.m.config.Node, Doubt: f.doubt})
-	if err == nil {
-		fault.Point(fault.CursorSave)
-		err = f.files.write(cursorFile, b)
-	}
-	if err != nil {
-		f.m.log.Warn("cannot keep the cursor of the blob follower", "err", err)
-		return
-	}
-	fault.Point(fault.CursorSaved)
-	f.saved = w
 }
 
 // idle returns how long there is nothing to do, unless something happens.
 func (f *follower) idle() time.Duration {
 	now, wait := time.Now(), time.Hour
-	if f.active < followPulls {
-		for _, b := range f.missing {
-			if !b.pulling {
-				wait = min(wait, b.at.Sub(now))
-			}
-		}
+	if at, ok := f.wants.due(); ok && f.active-f.bulks < followPulls && !(f.waiting && !at.After(now)) {
+		wait = min(wait, at.Sub(now))
 	}
 	if f.watermark() != f.saved {
 		wait = min(wait, f.saveAt.Sub(now))
@@ -474,9 +451,9 @@ func (f *follower) idle() time.Duration {
 
 // report tells Progress.
 func (f *follower) report() {
-	p := Progress{Watermark: f.watermark(), Looked: f.next, Missing: len(f.missing), Bytes: f.bytes}
-	if len(f.missing) > 0 {
-		p.Since = f.missing[0].since // they are noted in order
+	p := Progress{Watermark: f.watermark(), Looked: f.next, Missing: f.wants.count, Bytes: f.wants.bytes}
+	if b := f.wants.first(); b != nil {
+		p.Since = b.since // they are noted in order
 	}
 	f.mu.Lock()
 	f.progress, f.read = p, f.next

@@ -194,6 +194,9 @@ type Mirror struct {
 	followed  follower      // what Progress reports
 	indexes   chan struct{} // slots of pages of /index that are being made
 	waiting   chan struct{} // slots of clients that wait for an entry of it
+	bulks     atomic.Int64  // pulls in bulk under way
+	gives     chan struct{} // slots of answers to those of other nodes
+	prover    *prover
 
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
@@ -256,6 +259,8 @@ func New(c Config) (*Mirror, error) {
 		passing:   make(chan struct{}, 1),
 		losses:    newLosses(),
 		condemns:  make(chan struct{}, 4),
+		gives:     make(chan struct{}, bulkGives),
+		prover:    newProver(),
 	}
 	m.collector.every = collectPause
 	m.acquires = newLimit(c.AcquireLimit)

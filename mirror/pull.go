@@ -100,7 +100,7 @@ func (m *Mirror) fetchWanted(ctx context.Context, man artifact.Manifest, w Want,
 		admitted = err == nil
 		return err
 	})
-	if err == nil && !admitted && m.config.Store.DurableIntact(ctx, w.Ref) != nil { // else another pull was joined
+	if err == nil && !admitted && m.intact(ctx, man, w.Kind) != nil { // else another pull was joined
 		err = fmt.Errorf("no peer had anything to accept: %w", artifact.ErrUnavailable)
 	}
 	m.metrics.pulled(err)

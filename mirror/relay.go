@@ -123,7 +123,7 @@ func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (here bo
 	if blob := w.Kind == artifact.Zip || w.Ref.Size > artifact.MaxInline; !blob || man.Ref(w.Kind) != w.Ref {
 		return false, fmt.Errorf("%s %s: this node's catalog does not name %v: %w", w.Module, w.Kind, w.Ref, artifact.ErrUnavailable)
 	}
-	if m.config.Store.DurableIntact(ctx, w.Ref) == nil {
+	if m.intact(ctx, man, w.Kind) == nil {
 		return true, nil
 	}
 	if m.config.Peers == nil {
@@ -150,7 +150,7 @@ func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (here bo
 
 // relay is the work of Relay.
 func (m *Mirror) relay(ctx context.Context, man artifact.Manifest, w Want) error {
-	if m.config.Store.DurableIntact(ctx, w.Ref) == nil {
+	if m.intact(ctx, man, w.Kind) == nil {
 		return nil
 	}
 	var pace pacer

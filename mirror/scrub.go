@@ -340,7 +340,7 @@ func (s *scrubber) ease(ctx context.Context, d time.Duration) error {
 func (s *scrubber) named(ctx context.Context, c artifact.Change, k artifact.Kind, ref artifact.Ref) error {
 	err := s.m.config.Store.Named(ref)
 	switch {
-	case err == nil:
+	case err == nil || s.m.config.Store.HasUnproven(ref): // the latter is read when it is proven
 		return nil
 	case errors.Is(err, artifact.ErrDamaged):
 		if _, err := s.m.condemn(ctx, ref.Digest, byScrub, err); err != nil && s.m.config.Store.Err() == nil {

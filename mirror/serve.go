@@ -413,6 +413,12 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 		return b, nil, nil
 	}
 	f, err := m.config.Store.OpenContext(ctx, ref)
+	if errors.Is(err, fs.ErrNotExist) && m.config.Store.HasUnproven(ref) {
+		if err := m.prove(ctx, man, k); err != nil {
+			return nil, nil, notAbsent(fmt.Errorf("%s %s: %w", man.Module, k, err))
+		}
+		f, err = m.config.Store.OpenContext(ctx, ref)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("published, but its bytes are missing here: %w", artifact.ErrDamaged)
 	}

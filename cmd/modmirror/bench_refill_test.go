@@ -135,7 +135,7 @@ type refilled struct {
 // waits polls a node until ok.
 func (b *refillBench) waits(n *clusterNode, ok func(refilled) bool) {
 	b.t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(30 * time.Minute)
 	for {

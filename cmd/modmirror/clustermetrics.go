@@ -19,6 +19,8 @@ var (
 	descBytes   = prometheus.NewDesc("modmirror_blobs_missing_bytes", "Bytes of these.", nil, nil)
 	descOldest  = prometheus.NewDesc("modmirror_blobs_missing_seconds", "For how long the oldest of these is missing; 0: none is.", nil, nil)
 	descBad     = prometheus.NewDesc("modmirror_cluster_bad_answers_total", "Answers of other nodes that were none: malformed, or about something else.", nil, nil)
+	descUnprov  = prometheus.NewDesc("modmirror_blobs_unproven", "Blobs that are durable here and whose go.sum hash this node has yet to compare, before anybody gets them.", nil, nil)
+	descUnprovB = prometheus.NewDesc("modmirror_blobs_unproven_bytes", "Bytes of these.", nil, nil)
 	descHeld    = prometheus.NewDesc("modmirror_blobs_held_leaves", "This node holds every blob of the changes before this one.", nil, nil)
 	descChanges = prometheus.NewDesc("modmirror_cluster_leader_changes_total", "How often this node has seen another node take the lead.", nil, nil)
 	descDiffer  = prometheus.NewDesc("modmirror_cluster_roots_differ", "Members whose catalog has another root than this node's at the same place.", nil, nil)
@@ -30,7 +32,7 @@ var (
 	descUnder    = prometheus.NewDesc("modmirror_cluster_under_replicated_blobs", "Committed blobs that are not on every member, or in no node of some zone, as far as the members have said: at least and at most so many. There is no series of what is not known.", []string{"missing_in", "bound"}, nil)
 )
 
-var clusterDescs = []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descOldest, descHeld, descBad, descChanges, descDiffer,
+var clusterDescs = []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descOldest, descUnprov, descUnprovB, descHeld, descBad, descChanges, descDiffer,
 	descThrough, descZone, descZoneLag, descZoneSize, descUnder}
 
 func (c clusterMetrics) Describe(to chan<- *prometheus.Desc) {
@@ -69,6 +71,8 @@ func (c clusterMetrics) Collect(out chan<- prometheus.Metric) {
 	p := m.Progress()
 	to.gauge(descMissing, float64(p.Missing))
 	to.gauge(descBytes, float64(p.Bytes))
+	to.gauge(descUnprov, float64(p.Unproven))
+	to.gauge(descUnprovB, float64(p.UnprovenBytes))
 	to.gauge(descHeld, float64(p.Watermark))
 	oldest := 0.0
 	if p.Missing > 0 {

@@ -80,6 +80,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 func (n *node) stock(m *memberView) {
 	p := n.mirror.Progress()
 	m.Blobs, m.Missing, m.Looked, m.MissingBytes = p.Watermark, p.Missing, &p.Looked, &p.Bytes
+	m.Unproven = p.Unproven
 	since := time.Duration(0)
 	if p.Missing > 0 {
 		since = time.Since(p.Since)

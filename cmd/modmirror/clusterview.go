@@ -42,20 +42,21 @@ type memberView struct {
 	Held    bool   `json:"held"`  // it was demoted, and gets no vote before it is promoted
 	Leader  bool   `json:"leader"`
 
-	Alive   bool          `json:"alive"`            // it answered lately, or is the node that says this
-	Seen    time.Time     `json:"seen,omitzero"`    // its last answer
-	RTT     time.Duration `json:"rtt,omitempty"`    // how long that took, in ns
-	Version string        `json:"version"`          // of the program
-	Term    uint64        `json:"term"`             // of raft
-	Applied uint64        `json:"applied"`          // index of the last entry in its catalog
-	Seq     int64         `json:"seq"`              // leaves of its catalog's Merkle tree
-	Blobs   int64         `json:"blobs"`            // it holds all blobs of the leaves below
-	Missing int           `json:"missing"`          // blobs that it knows to lack
-	Free    uint64        `json:"freeBytes"`        // on its disk
-	Heads   []headView    `json:"heads,omitempty"`  // of the checksum databases
-	Ready   string        `json:"ready"`            // "ok", or why it should get no requests
-	Writes  string        `json:"writes,omitempty"` // "ok", or why it takes no new artifacts
-	Error   string        `json:"error,omitempty"`  // why it does not answer
+	Alive    bool          `json:"alive"`              // it answered lately, or is the node that says this
+	Seen     time.Time     `json:"seen,omitzero"`      // its last answer
+	RTT      time.Duration `json:"rtt,omitempty"`      // how long that took, in ns
+	Version  string        `json:"version"`            // of the program
+	Term     uint64        `json:"term"`               // of raft
+	Applied  uint64        `json:"applied"`            // index of the last entry in its catalog
+	Seq      int64         `json:"seq"`                // leaves of its catalog's Merkle tree
+	Blobs    int64         `json:"blobs"`              // it holds all blobs of the leaves below
+	Missing  int           `json:"missing"`            // blobs that it knows to lack
+	Unproven int           `json:"unproven,omitempty"` // of those that it holds, how many it has yet to check before it serves them
+	Free     uint64        `json:"freeBytes"`          // on its disk
+	Heads    []headView    `json:"heads,omitempty"`    // of the checksum databases
+	Ready    string        `json:"ready"`              // "ok", or why it should get no requests
+	Writes   string        `json:"writes,omitempty"`   // "ok", or why it takes no new artifacts
+	Error    string        `json:"error,omitempty"`    // why it does not answer
 
 	// What older versions do not say of themselves: nil, "" and the zero time mean that it is not known, never that there is none.
 	MissingBytes  *int64         `json:"missingBytes,omitempty"`  // of the blobs that it lacks

@@ -17,7 +17,7 @@ import (
 func TestErrorAtEachPoint(t *testing.T) {
 	k := &killer{faultSite: newFaultSite(t, 3, 34), met: func(fault.Name) {}}
 	for _, n := range k.nodes {
-		n.env = append(n.env, "MODMIRROR_FAULTS_LIMITS=trailing-logs=1,snapshot-threshold=3,snapshot-interval=100000000")
+		n.env = append(n.env, "MODMIRROR_FAULTS_LIMITS=trailing-logs=1,snapshot-threshold=3,snapshot-interval=100000000,bulk-least=2")
 	}
 	k.begin()
 	failed := make(map[fault.Name]bool)
@@ -25,6 +25,7 @@ func TestErrorAtEachPoint(t *testing.T) {
 		{fault.BlobFsync, owner, 1}, {fault.BlobRename, owner, 1}, {fault.BlobDirSync, owner, 1}, {fault.BlobFsync, voter, 1}, {fault.TileFsync, owner, 1},
 		{fault.LogStore, voter, 1}, {fault.LogStore, leading, 1}, {fault.VoteStore, voter, 1},
 		{fault.SnapshotReceive, away, 1}, {fault.SnapshotFsync, away, 1},
+		{fault.UnprovenRename, away, 1}, {fault.UnprovenDirSync, away, 1}, {fault.ProvenRename, away, 1},
 	} {
 		k.each(fmt.Sprintf("EIO of a %s at %s", c.role, c.point), func() { k.fails(c) })
 		failed[c.point] = true

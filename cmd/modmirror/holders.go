@@ -66,7 +66,8 @@ func (n *node) handleHolds(r *http.Request) (any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%v: %w", err, artifact.ErrMalformed)
 		}
-		a.Holds[i] = n.store.Has(artifact.Ref{Digest: d, Size: name.Size})
+		ref := artifact.Ref{Digest: d, Size: name.Size}
+		a.Holds[i] = n.store.Has(ref) || n.store.HasUnproven(ref)
 	}
 	return a, nil
 }

@@ -74,7 +74,7 @@ func TestKillAtEachPoint(t *testing.T) {
 				}}
 				if name == "catching up" {
 					for _, n := range k.nodes {
-						n.env = append(n.env, "MODMIRROR_FAULTS_LIMITS=trailing-logs=1,snapshot-threshold=3,snapshot-interval=100000000")
+						n.env = append(n.env, "MODMIRROR_FAULTS_LIMITS=trailing-logs=1,snapshot-threshold=3,snapshot-interval=100000000,bulk-least=2")
 					}
 				}
 				k.begin()
@@ -238,7 +238,7 @@ func (k *killer) catchUpAll() {
 	k.each("a candidate dies before its vote is on the disk", func() { k.vote(fault.VoteStore, true) })
 	k.each("a voter dies before its vote is given", func() { k.vote(fault.VoteStored, false) })
 	for _, p := range []fault.Name{fault.SnapshotReceive, fault.SnapshotFsync, fault.SnapshotReceived, fault.SnapshotMarked, fault.SnapshotRenamed, fault.SnapshotRestored,
-		fault.PullRead, fault.CursorSave, fault.CursorSaved} {
+		fault.PullRead, fault.UnprovenRename, fault.UnprovenDirSync, fault.UnprovenKept, fault.ProvenRename, fault.CursorSave, fault.CursorSaved} {
 		k.each("a follower that was away dies at "+string(p), func() { k.returns(p, false) })
 	}
 	k.each("a leader dies while it sends a snapshot", func() { k.returns(fault.SnapshotSend, true) })

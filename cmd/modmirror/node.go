@@ -64,6 +64,7 @@ type node struct {
 	keepUntil  atomic.Pointer[time.Time]          // see placed; nil: never
 	arrivals   arrivals                           // blobs on their way here
 	wan        *wanLimit                          // of what comes from other zones
+	bulkNodes  bulkNodes                          // that do not hand over blobs in bulk
 	fromAfar   zoneCounts                         // blobs that came from other zones
 	passing    singleflight.Group                 // questions to the cluster's owners
 	ask        []peer.Member                      // who can take this node into its cluster; nil: it is in it, or founded it

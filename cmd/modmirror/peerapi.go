@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"strconv"
 	"time"
@@ -37,6 +36,7 @@ import (
 //	POST /v1/resolve        bring an artifact in
 //	POST /v1/ask            a list, @latest or a query, of the upstream
 //	GET  /v1/blob/<sha256>  the bytes
+//	POST /v1/blobs          the bytes of many, see mirror/bulk.go
 //	PUT  /v1/blob/<sha256>  the same, to be checked and made durable; the answer is an ack
 //	POST /v1/sum            a record, tile or tree head, of the checksum database
 //	POST /v1/relay          bring a blob into the zone, or say whether it comes
@@ -61,6 +61,7 @@ func (n *node) handlePeers() {
 	l.Handle("POST /v1/hold", answering(n.handleHold))
 	l.Handle("POST /v1/gc", answering(n.handleGC))
 	l.Handle("GET /v1/blob/{digest}", http.HandlerFunc(n.sendBlob))
+	l.Handle("POST "+bulkPath, http.HandlerFunc(n.sendBulk))
 	l.Handle("PUT /v1/blob/{digest}", answering(n.takeBlob))
 	l.Handle("GET /sumdb/", http.HandlerFunc(n.set.ServePeer))
 }
@@ -162,12 +163,8 @@ func (n *node) sendBlob(w http.ResponseWriter, r *http.Request) {
 		sendError(w, err)
 		return
 	}
-	f, err := n.store.OpenContext(r.Context(), ref)
+	f, err := n.mirror.Hand(r.Context(), ref)
 	if err != nil {
-		if errors.Is(err, artifact.ErrDamaged) { // so this node does not have them
-			n.mirror.ReportDamage(ref.Digest, err)
-			err = fmt.Errorf("%v: %w", err, fs.ErrNotExist)
-		}
 		if n.arrivals.get(ref.Digest) != nil {
 			w.Header().Set(arrivingHeader, "1")
 		}

@@ -137,7 +137,7 @@ func (f *fetching) fromFar(ctx context.Context, r route) (done bool, err error) 
 		a, mine := f.n.arrivals.begin(f.want.Ref.Digest, f.want.Background)
 		if mine {
 			defer a.end()
-			if f.n.store.DurableIntact(ctx, f.want.Ref) == nil { // it came while others were asked
+			if f.n.holds(ctx, f.want.Ref) { // it came while others were asked
 				return true, nil
 			}
 			return f.fromEach(ctx, r.far, a)
@@ -302,7 +302,7 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("%v: %w", err, artifact.ErrMalformed)
 	}
 	switch {
-	case n.store.DurableIntact(r.Context(), w.Ref) == nil:
+	case n.holds(r.Context(), w.Ref):
 		return relayAnswer{Here: true}, nil
 	case q.Bring:
 		if q.Background {
@@ -318,7 +318,7 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 	defer hold.Stop()
 	select {
 	case <-a.done:
-		return relayAnswer{Here: n.store.DurableIntact(r.Context(), w.Ref) == nil}, nil
+		return relayAnswer{Here: n.holds(r.Context(), w.Ref)}, nil
 	case <-hold.C:
 	case <-r.Context().Done():
 	}

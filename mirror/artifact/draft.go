@@ -221,19 +221,15 @@ func (d *Draft) settle(ref Ref) error {
 	if err := d.sync(); err != nil {
 		return err
 	}
-	got, err := digestAll(context.Background(), io.NewSectionReader(d.f, 0, ref.Size+1))
-	if err == nil && got != ref {
-		err = fmt.Errorf("wrote %v, read %v", ref, got)
-	}
-	if err != nil {
-		return d.s.fault("read a draft back", err)
+	if err := d.readBack(); err != nil {
+		return err
 	}
 	d.s.renaming.Lock()
 	defer d.s.renaming.Unlock()
 	if d.s.intact(ref, false) { // another commit was faster
 		return nil
 	}
-	err = d.s.watch("rename a file", func() error {
+	err := d.s.watch("rename a file", func() error {
 		if err := fault.Error(fault.BlobRename); err != nil {
 			return err
 		}
@@ -245,6 +241,19 @@ func (d *Draft) settle(ref Ref) error {
 	d.name = ""
 	if fi, err := d.s.root.Lstat(blobName(ref.Digest)); err == nil {
 		d.s.verified.add(ref.Digest, fileIDOf(fi)) // it was read back
+	}
+	return nil
+}
+
+// readBack compares what the file holds with what was written to it.
+func (d *Draft) readBack() error {
+	ref := d.Ref()
+	got, err := digestAll(context.Background(), io.NewSectionReader(d.f, 0, ref.Size+1))
+	if err == nil && got != ref {
+		err = fmt.Errorf("wrote %v, read %v", ref, got)
+	}
+	if err != nil {
+		return d.s.fault("read a draft back", err)
 	}
 	return nil
 }

@@ -66,10 +66,12 @@ type shelf struct {
 	mu       sync.Mutex // held while the directory changes
 }
 
-func (q *shelf) take(d *Draft, reason string) error {
+func (q *shelf) take(d *Draft, reason string) error { return q.takeFile(&d.name, d.Ref(), reason) }
+
+// takeFile moves the file called *file, which holds ref, here, and makes *file "". It does not if the same bytes are here already.
+func (q *shelf) takeFile(file *string, ref Ref, reason string) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	ref := d.Ref()
 	if ref.Size > q.maxBytes {
 		return fmt.Errorf("quarantine %v: more than the limit of %d bytes: %w", ref, q.maxBytes, ErrUnavailable)
 	}
@@ -91,10 +93,10 @@ func (q *shelf) take(d *Draft, reason string) error {
 		return err
 	}
 	name := quarantineDir + "/" + about.Digest
-	if err := q.s.disk.Rename(d.name, name); err != nil {
+	if err := q.s.disk.Rename(*file, name); err != nil {
 		return q.s.fault("rename a draft", err)
 	}
-	d.name = ""
+	*file = ""
 	if err := q.s.disk.SyncDir(quarantineDir); err != nil {
 		return q.s.fault("fsync the quarantine", err)
 	}

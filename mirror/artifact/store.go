@@ -26,11 +26,12 @@ import (
 //
 //	blobs/sha256/ab/ab01…  the bytes with the SHA-256 ab01… (64 digits); written once, never changed
 //	tmp/draft-…            bytes on their way in; swept when the store is opened
+//	unproven/ab01…         bytes that were pulled in bulk and may not be served yet; see unproven.go
 //	trash/ab/ab01…         bytes that nothing named, before they are removed; see trash.go
 //	quarantine/            bytes that failed a check, and why; see [Draft.Quarantine]
 //	quarantine/damaged/    bytes that were right when they were stored; see [Store.Condemn]
 //
-// Bytes come in through a [Draft] and nowhere else. What is true if the process dies, or the power fails:
+// Bytes come in through a [Draft] and nowhere else; those of [Store.Keep] are no blobs before [Store.Prove]. What is true if the process dies, or the power fails:
 //
 //	while the draft is written    a leftover in tmp/, which the next OpenStore removes
 //	after the fsync of the file   the same
@@ -65,6 +66,7 @@ type Store struct {
 
 	verified verified
 	reserved reservations
+	unproven shelved
 	restored atomic.Int64 // blobs that came back from the trash
 
 	hung    time.Duration // Hung, but for tests
@@ -130,6 +132,10 @@ func OpenStoreReadOnly(dir string) (*Store, error) {
 	s := newStore(dir, root, rootDisk{root})
 	s.failed = fmt.Errorf("the store %s is %w: %w", dir, errReadOnly, ErrUnavailable)
 	s.stop(s.failed)
+	if err := s.loadUnproven(false); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
 	return s, nil
 }
 
@@ -138,6 +144,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
+	s.unproven.sizes = map[Digest]int64{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}
@@ -165,6 +172,9 @@ func (s *Store) prepare() error {
 		if b, err := hex.DecodeString(name); err == nil && len(b) == 1 {
 			s.shards[b[0]].made = true
 		}
+	}
+	if err := s.loadUnproven(true); err != nil {
+		return err
 	}
 	return s.Sweep()
 }

@@ -79,6 +79,10 @@ const (
 // Points of the follower of blobs, and of what waits for a quorum.
 const (
 	PullRead        Name = "pull.read"
+	UnprovenRename  Name = "unproven.rename"
+	UnprovenDirSync Name = "unproven.dirsync"
+	UnprovenKept    Name = "unproven.kept"
+	ProvenRename    Name = "proven.rename"
 	CursorSave      Name = "cursor.save"
 	CursorSaved     Name = "cursor.saved"
 	IntentWrite     Name = "intent.write"
@@ -129,6 +133,10 @@ var Points = []struct {
 	{SnapshotRenamed, false, "the received catalog has the name; its directory is not fsynced"},
 	{SnapshotRestored, false, "the received catalog is in use"},
 	{PullRead, false, "a follower has a part of a blob that it pulls"},
+	{UnprovenRename, true, "blobs that were pulled in bulk are fsynced, under temporary names"},
+	{UnprovenDirSync, true, "they have their names among what is unproven; the directory is not fsynced"},
+	{UnprovenKept, false, "they are durable, and unproven; the follower does not know"},
+	{ProvenRename, true, "the go.sum hash of one is right; it is not among the blobs yet"},
 	{CursorSave, false, "the blobs up to a place are durable; the cursor does not say so"},
 	{CursorSaved, false, "the cursor says so"},
 	{IntentWrite, false, "without a quorum: what passed the gate is durable; that it waits is not on the disk"},

@@ -1,0 +1,376 @@
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"modmirror/mirror/artifact/fault"
+)
+
+// What a node pulls in bulk has the digest that the cluster committed, and is durable, before its go.sum hash is computed, which
+// takes many times as long. Until then it stands apart from what may be served:
+//
+//	unproven/ab01…  the bytes with the SHA-256 ab01…, whose go.sum hash this node has not compared yet
+//
+// The place is the mark: nothing else says of a blob that it is proven, so the mark cannot be lost without the bytes, and a
+// version of the program that knows nothing of the directory takes the blobs for missing. What is true if the process dies, or
+// the power fails:
+//
+//	while drafts are written  leftovers in tmp/, which the next OpenStore removes
+//	after Keep                the bytes are here, complete, and unproven
+//	in Prove                  each is in one of the two places, and whole; what is still unproven is proven again
+//
+// All are in one directory, so that one fsync of it is enough for all that came together: in 256 it would be nearly one for each.
+const unprovenDir = "unproven"
+
+// keepSyncs is how many fsyncs of one Keep are under way at a time: the file system makes one commit of its journal for many.
+const keepSyncs = 32
+
+// shelved is what stands in unproven/, durably.
+type shelved struct {
+	making sync.Mutex // held while the directory is made
+	made   bool       // guarded by making
+
+	mu    sync.Mutex
+	sizes map[Digest]int64 // guarded by mu
+	bytes int64            // guarded by mu
+}
+
+func (u *shelved) add(r Ref) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if _, ok := u.sizes[r.Digest]; !ok {
+		u.sizes[r.Digest] = r.Size
+		u.bytes += r.Size
+	}
+}
+
+func (u *shelved) drop(d Digest) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.bytes -= u.sizes[d]
+	delete(u.sizes, d)
+}
+
+func unprovenName(d Digest) string { return unprovenDir + "/" + d.String() }
+
+// loadUnproven finds what an earlier process left to be proven. The directory is fsynced: that process may have died before it
+// did so, and what is listed here counts as durable.
+func (s *Store) loadUnproven(durably bool) error {
+	entries, err := fs.ReadDir(s.root.FS(), unprovenDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && durably {
+		err = s.disk.SyncDir(unprovenDir)
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		d, err := ParseDigest(e.Name())
+		if err != nil {
+			continue // nobody asks for it
+		}
+		if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() {
+			s.unproven.add(Ref{Digest: d, Size: fi.Size()})
+		}
+	}
+	return nil
+}
+
+// Unproven returns how many blobs are here, durably, whose go.sum hash is not known to be right, and their bytes.
+func (s *Store) Unproven() (blobs int, bytes int64) {
+	s.unproven.mu.Lock()
+	defer s.unproven.mu.Unlock()
+	return len(s.unproven.sizes), s.unproven.bytes
+}
+
+// UnprovenDigests returns their digests, in no order.
+func (s *Store) UnprovenDigests() []Digest {
+	s.unproven.mu.Lock()
+	defer s.unproven.mu.Unlock()
+	all := make([]Digest, 0, len(s.unproven.sizes))
+	for d := range s.unproven.sizes {
+		all = append(all, d)
+	}
+	return all
+}
+
+// HasUnproven reports whether r is here, durably, and unproven. Like [Store.Durable] it looks at the size only.
+func (s *Store) HasUnproven(r Ref) bool {
+	s.unproven.mu.Lock()
+	size, ok := s.unproven.sizes[r.Digest]
+	s.unproven.mu.Unlock()
+	if !ok || size != r.Size {
+		return false
+	}
+	fi, err := s.root.Lstat(unprovenName(r.Digest))
+	return err == nil && fi.Mode().IsRegular() && fi.Size() == r.Size
+}
+
+// OpenUnproven opens the bytes of r, which must not be served, to compute their go.sum hash, and reads them: they have their digest,
+// or the error matches [ErrDamaged]. It matches [fs.ErrNotExist] if r is not here unproven. The caller closes the file.
+func (s *Store) OpenUnproven(ctx context.Context, r Ref) (*os.File, error) {
+	if !s.HasUnproven(r) {
+		return nil, fmt.Errorf("open unproven %v: %w", r, fs.ErrNotExist)
+	}
+	f, err := openIn(s.root, unprovenName(r.Digest), r)
+	if err != nil {
+		return nil, err
+	}
+	got, err := digestAll(ctx, s.content(f, r))
+	switch {
+	case ctx.Err() != nil:
+		err = fmt.Errorf("open unproven %v: %w", r, context.Cause(ctx))
+	case err != nil:
+		err = fmt.Errorf("open unproven %v: %v: %w", r, err, ErrDamaged)
+	case got != r:
+		err = fmt.Errorf("open unproven %v: the file is %v: %w", r, got, ErrDamaged)
+	default:
+		return f, nil
+	}
+	_ = f.Close() // it was only read
+	return nil, err
+}
+
+// Keep is Commit for many drafts at once, whose go.sum hashes have not been compared: their bytes become durable, and unproven.
+// It ends all of them, and returns an error for each, nil if its bytes are durable.
+func (s *Store) Keep(drafts []*Draft) []error {
+	errs := make([]error, len(drafts))
+	if err := s.makeUnproven(); err != nil {
+		for i, d := range drafts {
+			d.Discard()
+			errs[i] = err
+		}
+		return errs
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, keepSyncs)
+	for i, d := range drafts {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			errs[i] = d.ready()
+		})
+	}
+	wg.Wait()
+	s.shelve(drafts, errs)
+	for _, d := range drafts {
+		d.Discard()
+	}
+	return errs
+}
+
+// shelve gives those drafts that are ready their names, and makes these durable.
+func (s *Store) shelve(drafts []*Draft, errs []error) {
+	named := false
+	for i, d := range drafts {
+		if errs[i] == nil {
+			errs[i] = d.shelve()
+		}
+		named = named || errs[i] == nil
+	}
+	if !named {
+		return
+	}
+	err := s.watch("fsync a directory", func() error {
+		if err := fault.Error(fault.UnprovenDirSync); err != nil {
+			return err
+		}
+		return s.disk.SyncDir(unprovenDir)
+	})
+	if err != nil {
+		err = s.latch("fsync the directory of unproven blobs", err)
+	}
+	for i, d := range drafts {
+		if errs[i] != nil {
+			continue
+		}
+		if errs[i] = err; err == nil {
+			s.unproven.add(d.Ref())
+		}
+	}
+	if err == nil {
+		fault.Point(fault.UnprovenKept)
+	}
+}
+
+// ready makes the draft's bytes durable, and compares them with what was written.
+func (d *Draft) ready() error {
+	if d.f == nil {
+		return d.closed("keep")
+	}
+	if d.err != nil {
+		return d.err
+	}
+	if err := d.s.Err(); err != nil {
+		return err
+	}
+	if err := d.spill(); err != nil {
+		return err
+	}
+	if err := d.sync(); err != nil {
+		return err
+	}
+	return d.readBack()
+}
+
+// shelve gives the draft its name among what is unproven.
+func (d *Draft) shelve() error {
+	err := d.s.watch("rename a file", func() error {
+		if err := fault.Error(fault.UnprovenRename); err != nil {
+			return err
+		}
+		return d.s.disk.Rename(d.name, unprovenName(d.Ref().Digest))
+	})
+	if err != nil {
+		return d.s.fault("rename a draft", err)
+	}
+	d.name = ""
+	return nil
+}
+
+// makeUnproven makes the directory, durably, when it is needed first.
+func (s *Store) makeUnproven() error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	u := &s.unproven
+	u.making.Lock()
+	defer u.making.Unlock()
+	if u.made {
+		return nil
+	}
+	if err := s.disk.Mkdir(unprovenDir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return s.fault("make the directory of unproven blobs", err)
+	}
+	if err := s.disk.SyncDir("."); err != nil {
+		return s.latch("fsync the data directory", err)
+	}
+	u.made = true
+	return nil
+}
+
+// Prove takes blobs for proven, from which on they are as any other: the caller has read each whole through [Store.OpenUnproven] and
+// compared its go.sum hash. What is not here unproven is left out. When it returns nil the new names are durable.
+func (s *Store) Prove(refs []Ref) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	dirs := map[string]bool{}
+	for _, r := range refs {
+		dir, err := s.shard(r.Digest)
+		if err != nil {
+			return err
+		}
+		if err := s.proveOne(r); err != nil {
+			return err
+		}
+		dirs[dir] = true
+	}
+	return s.syncProven(dirs)
+}
+
+func (s *Store) proveOne(r Ref) error {
+	defer s.Reserve(r.Digest)()
+	s.renaming.Lock()
+	defer s.renaming.Unlock()
+	if !s.HasUnproven(r) { // another one was faster
+		return nil
+	}
+	if s.intact(r, false) { // it came another way meanwhile, through all checks
+		return s.removeUnproven(r.Digest)
+	}
+	err := s.watch("rename a file", func() error {
+		if err := fault.Error(fault.ProvenRename); err != nil {
+			return err
+		}
+		return s.disk.Rename(unprovenName(r.Digest), blobName(r.Digest))
+	})
+	if err != nil {
+		return s.fault("rename a blob", err)
+	}
+	s.unproven.drop(r.Digest)
+	if fi, err := s.root.Lstat(blobName(r.Digest)); err == nil {
+		s.verified.add(r.Digest, fileIDOf(fi)) // it was read to be proven
+	}
+	return nil
+}
+
+// syncProven makes the names of what was proven durable, some directories at a time, before they are gone from where they were.
+func (s *Store) syncProven(dirs map[string]bool) error {
+	var wg sync.WaitGroup
+	errs := make(chan error, len(dirs))
+	slots := make(chan struct{}, keepSyncs)
+	for dir := range dirs {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			errs <- s.disk.SyncDir(dir)
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return s.latch("fsync the directory of a blob", err)
+		}
+	}
+	if err := s.disk.SyncDir(unprovenDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s.latch("fsync the directory of unproven blobs", err)
+	}
+	return nil
+}
+
+// Disprove moves the bytes of r, which are unproven and not what they should be, into quarantine, with the reason. When it returns nil
+// they are not here any more.
+func (s *Store) Disprove(r Ref, reason string) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	s.renaming.Lock()
+	defer s.renaming.Unlock()
+	if !s.HasUnproven(r) {
+		return nil
+	}
+	if r.Size > s.quarantine.maxBytes {
+		return s.removeUnproven(r.Digest)
+	}
+	name := unprovenName(r.Digest)
+	if err := s.quarantine.takeFile(&name, r, reason); err != nil {
+		return err
+	}
+	if name != "" { // the same bytes are there already
+		return s.removeUnproven(r.Digest)
+	}
+	s.unproven.drop(r.Digest)
+	return nil
+}
+
+// DropUnproven removes the bytes of d from what is unproven: nothing names them any more, or they have rotted.
+func (s *Store) DropUnproven(d Digest) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	s.renaming.Lock()
+	defer s.renaming.Unlock()
+	return s.removeUnproven(d)
+}
+
+// removeUnproven is DropUnproven for who holds renaming. That the bytes come back after a power cut does no harm.
+func (s *Store) removeUnproven(d Digest) error {
+	err := s.disk.Remove(unprovenName(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if fault := s.Err(); fault != nil {
+			return fault
+		}
+		return fmt.Errorf("remove unproven sha256:%s: %v: %w", d, err, ErrUnavailable)
+	}
+	s.unproven.drop(d)
+	return nil
+}

@@ -1,0 +1,270 @@
+package artifact
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// pulledDrafts are drafts as a pull in bulk has them, some with their fsync under way.
+func pulledDrafts(t *testing.T, s *Store, count int) (drafts []*Draft, refs []Ref) {
+	t.Helper()
+	for i := range count {
+		b := bytes.Repeat(fmt.Appendf(nil, "blob %d\n", i), 100*i+1)
+		d, err := s.Create(int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			d.Flush()
+		}
+		drafts, refs = append(drafts, d), append(refs, RefOf(b))
+	}
+	return drafts, refs
+}
+
+// What is kept is here, and is nothing that may be served, until it is proven; also for the next process.
+func TestKeepAndProve(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drafts, refs := pulledDrafts(t, s, 9)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	var total int64
+	for round := range 2 {
+		total = 0
+		for _, r := range refs {
+			total += r.Size
+			if !s.HasUnproven(r) || s.Has(r) {
+				t.Errorf("round %d: HasUnproven %v, Has %v", round, s.HasUnproven(r), s.Has(r))
+			}
+			if _, err := s.Open(r); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Open of what is unproven: %v", err)
+			}
+			if err := s.Durable(r); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Durable of what is unproven: %v", err)
+			}
+			if s.HasUnproven(Ref{r.Digest, r.Size + 1}) {
+				t.Error("another size is here too")
+			}
+		}
+		if n, size := s.Unproven(); n != len(refs) || size != total || len(s.UnprovenDigests()) != n {
+			t.Errorf("Unproven = %d, %d; want %d, %d", n, size, len(refs), total)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = OpenStore(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer s.Close()
+	f, err := s.OpenUnproven(t.Context(), refs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := s.Prove(append(refs[:5:5], RefOf([]byte("not here")))); err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range refs {
+		if s.Has(r) != (i < 5) || s.HasUnproven(r) != (i >= 5) {
+			t.Errorf("blob %d: Has %v, HasUnproven %v", i, s.Has(r), s.HasUnproven(r))
+		}
+		if i < 5 {
+			if err := s.Verify(t.Context(), r); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := s.DropUnproven(refs[8].Digest); err != nil || s.HasUnproven(refs[8]) {
+		t.Errorf("DropUnproven: %v", err)
+	}
+	if n, _ := s.Unproven(); n != 3 {
+		t.Errorf("%d are left", n)
+	}
+}
+
+// Bytes that rotted are not proven, and those that are no zip of the module go into quarantine.
+func TestDisprove(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	drafts, refs := pulledDrafts(t, s, 3)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, unprovenDir, refs[1].Digest.String()), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("X"), 3); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if _, err := s.OpenUnproven(t.Context(), refs[1]); !errors.Is(err, ErrDamaged) {
+		t.Errorf("OpenUnproven of rotten bytes: %v", err)
+	}
+	for range 2 {
+		if err := s.Disprove(refs[2], "another h1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q, err := s.Quarantined()
+	if err != nil || len(q) != 1 || q[0].Digest != refs[2].Digest.String() || q[0].Reason != "another h1" || s.HasUnproven(refs[2]) || s.Has(refs[2]) {
+		t.Errorf("in quarantine: %+v, %v", q, err)
+	}
+	drafts, again := pulledDrafts(t, s, 3)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Disprove(again[2], "once more"); err != nil || s.HasUnproven(again[2]) {
+		t.Errorf("Disprove of what is in quarantine already: %v", err)
+	}
+}
+
+// A blob that came through all checks meanwhile stays as it is.
+func TestProveTwice(t *testing.T) {
+	s, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	drafts, refs := pulledDrafts(t, s, 1)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	drafts, _ = pulledDrafts(t, s, 1)
+	if _, err := drafts[0].Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prove(refs); err != nil || s.HasUnproven(refs[0]) || !s.Has(refs[0]) {
+		t.Errorf("Prove: %v", err)
+	}
+}
+
+// When Keep has said that bytes are here, they are after any loss of power; and what has the name of a blob, proven or not, is
+// whole after any loss of power at any moment.
+func TestKeepSurvivesPower(t *testing.T) {
+	for _, undo := range []bool{false, true} {
+		for budget, over := 1, false; !over; budget++ {
+			dir := t.TempDir()
+			s, d := openUnsafe(t, dir)
+			drafts, refs := pulledDrafts(t, s, 4)
+			d.note(func() { d.budget = d.steps + budget })
+			errs := s.Keep(drafts)
+			proved := s.Prove(refs[:2])
+			over = errors.Join(errs...) == nil && proved == nil
+			d.cut(t, undo)
+			s.Close()
+			again, err := OpenStore(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, r := range refs {
+				here := again.HasUnproven(r) || again.Has(r)
+				if errs[i] == nil && !here {
+					t.Errorf("power lost before step %d, undo %v: blob %d was kept, and is gone", budget, undo, i)
+				}
+				if over && i < 2 && !again.Has(r) {
+					t.Errorf("undo %v: blob %d was proven, and is not", undo, i)
+				}
+				if again.HasUnproven(r) {
+					if f, err := again.OpenUnproven(t.Context(), r); err != nil {
+						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
+					} else {
+						f.Close()
+					}
+				}
+				if again.Has(r) {
+					if err := again.Verify(t.Context(), r); err != nil {
+						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
+					}
+				}
+			}
+			again.Close()
+		}
+	}
+}
+
+// A fault of the disk ends writing, a full one fails what did not fit; nothing that failed is here.
+func TestKeepFails(t *testing.T) {
+	for _, op := range []string{"fsync", "read", "rename", "syncdir", "mkdir"} {
+		for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
+			s, d := openUnsafe(t, t.TempDir())
+			drafts, refs := pulledDrafts(t, s, 3)
+			for _, draft := range drafts {
+				if err := draft.awaitFlush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.note(func() { d.fail = failing(op, cause) })
+			errs := s.Keep(drafts)
+			d.note(func() { d.fail = nil })
+			failed := 0
+			for i, r := range refs {
+				if errs[i] != nil {
+					failed++
+				}
+				if (errs[i] == nil) != s.HasUnproven(r) {
+					t.Errorf("%s fails with %v: blob %d: %v, here %v", op, cause, i, errs[i], s.HasUnproven(r))
+				}
+			}
+			if failed == 0 {
+				t.Errorf("%s fails with %v, and nothing else", op, cause)
+			}
+			if latched := s.Err() != nil; latched != (cause == syscall.EIO || op == "syncdir") {
+				t.Errorf("%s fails with %v: Err = %v", op, cause, s.Err())
+			}
+		}
+	}
+}
+
+// namesSynced notes which directories are fsynced.
+type namesSynced struct {
+	rootDisk
+	synced map[string]bool
+}
+
+func (d namesSynced) SyncDir(name string) error {
+	d.synced[name] = true
+	return d.rootDisk.SyncDir(name)
+}
+
+// What an earlier process left, which may have died before it made the name durable, counts once that is done.
+func TestUnprovenOfAnEarlierProcess(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drafts, refs := pulledDrafts(t, s, 1)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	synced := map[string]bool{}
+	s, err = OpenStoreOn(dir, func(root *os.Root) Disk { return namesSynced{rootDisk{root}, synced} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if !s.HasUnproven(refs[0]) || !synced[unprovenDir] {
+		t.Errorf("HasUnproven %v, its directory fsynced %v", s.HasUnproven(refs[0]), synced[unprovenDir])
+	}
+}

@@ -1,0 +1,291 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"modmirror/mirror/artifact"
+	"modmirror/mirror/artifact/fault"
+)
+
+// A node that lacks much, because it is new or was away, pulls in bulk: a request for many blobs, one answer, and one fsync of a
+// directory for all of them. They are admitted by their digest, which this node's catalog has, and proven later (prove.go). What
+// does not come this way, because a peer lacks it or lies, is pulled by itself, as if there was no other way: from every node
+// in turn, and from the upstream if it was lost.
+
+// BulkPeers is a [Peers] that can hand over many blobs at once.
+type BulkPeers interface {
+	// FetchBulk asks peers for refs, each for some of them, by [AppendBulk], and calls take with the places in refs of those that
+	// a peer was asked for, and its answer, which take reads and which may be [Slowed]; several calls may run at the same time. It
+	// asks another one for what the first does not have, and returns when all calls have. What came is what take has accepted. If
+	// no peer could be asked in this way, the error matches [errors.ErrUnsupported].
+	FetchBulk(ctx context.Context, refs []artifact.Ref, take func(asked []int, answer io.Reader, source string) BulkTaken) error
+}
+
+// BulkTaken is what became of one answer.
+type BulkTaken struct {
+	Came   int   // blobs that are here now
+	Absent []int // places in refs of those that the peer says it does not have
+}
+
+const (
+	bulkPulls  = 2                // at a time: while one waits for the disk the other one receives
+	bulkBlobs  = 256              // at most, of each
+	bulkBytes  = 32 << 20         // likewise, unless it is a single blob
+	bulkTries  = 2                // of a blob, before it is pulled by itself
+	bulkRetry  = 10 * time.Second // after which it is tried again if nobody could be asked
+	bulkBuffer = 256 << 10
+)
+
+// bulkLeast is from how many on that are due blobs are pulled in bulk. What comes in one by one, when all is well, is proven at once.
+func bulkLeast() int { return int(fault.Limit("bulk-least", 16)) }
+
+// startBulk starts pulls in bulk, as many as may run, if much is due.
+func (f *follower) startBulk(ctx context.Context) {
+	peers, ok := f.m.config.Peers.(BulkPeers)
+	now := time.Now()
+	if !ok || now.Before(f.bulkAt) {
+		return
+	}
+	for f.bulks < bulkPulls {
+		batch := f.gather(now)
+		if batch == nil {
+			return
+		}
+		f.active++
+		f.bulks++
+		go func() { f.ended <- pulled{batch, f.pullBulk(ctx, peers, batch), true} }()
+	}
+}
+
+// gather takes what is due and may come in bulk, nil if that is too little.
+func (f *follower) gather(now time.Time) (batch []*missing) {
+	var others []*missing
+	var size int64
+	for len(batch) < bulkBlobs && len(others) < bulkBlobs && (size < bulkBytes || len(batch) == 0) {
+		b := f.wants.take(now)
+		if b == nil {
+			break
+		}
+		if !b.mayComeInBulk() {
+			others = append(others, b)
+			continue
+		}
+		batch = append(batch, b)
+		size += b.ref.Size
+	}
+	few := len(batch) < bulkLeast() && size < bulkBytes
+	if few {
+		others = append(others, batch...)
+		batch = nil
+	}
+	for _, b := range others {
+		f.wants.putBack(b)
+	}
+	for _, b := range batch {
+		b.bulk++
+	}
+	return batch
+}
+
+// mayComeInBulk reports whether a blob may be pulled with others: not what was here before, or did not come so.
+func (b *missing) mayComeInBulk() bool {
+	return !b.lost && b.wait == 0 && b.bulk < bulkTries && b.kind == artifact.Zip
+}
+
+// notInBulk notes that a blob did not come with others. It is asked for so again if the answer broke off before it.
+func (f *follower) notInBulk(b *missing, err error) {
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		b.bulk--
+		f.bulkAt = time.Now().Add(bulkRetry)
+	case errors.Is(err, fs.ErrNotExist) || isRefusal(err):
+		b.bulk = bulkTries
+	}
+}
+
+// pullBulk brings blobs here, unproven. It returns an error for each, nil if it is durable here, or not needed.
+func (f *follower) pullBulk(ctx context.Context, peers BulkPeers, batch []*missing) (errs []error) {
+	f.m.bulks.Add(1)
+	defer f.m.bulks.Add(-1)
+	p := &bulkPull{f: f, batch: batch, errs: make([]error, len(batch))}
+	defer func() {
+		if v := recover(); v != nil { // a bug must not stop the others
+			p.failRest(fmt.Errorf("panic: %v", v))
+			errs = p.errs
+		}
+	}()
+	size := p.look(ctx)
+	if len(p.refs) == 0 {
+		return p.errs
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.budget(size))
+	defer cancel()
+	if err := f.m.room(size); err != nil {
+		p.failRest(err)
+		return p.errs
+	}
+	err := peers.FetchBulk(ctx, p.refs, func(asked []int, answer io.Reader, source string) BulkTaken {
+		return p.take(ctx, asked, answer, source)
+	})
+	if err == nil {
+		err = fmt.Errorf("no node handed it over: %w", artifact.ErrUnavailable)
+	}
+	p.failRest(err)
+	return p.errs
+}
+
+// bulkPull is one pull in bulk.
+type bulkPull struct {
+	f     *follower
+	batch []*missing
+	errs  []error // guarded by mu while take runs; for each of batch
+
+	refs []artifact.Ref      // that are asked for
+	of   []int               // which of batch each is
+	mans []artifact.Manifest // of each
+
+	mu   sync.Mutex
+	came map[int]bool // guarded by mu; which of batch are done with, by an error in errs or without one
+}
+
+// look finds out what there is to ask for, and returns how many bytes it has.
+func (p *bulkPull) look(ctx context.Context) (size int64) {
+	p.came = map[int]bool{}
+	for i, b := range p.batch {
+		man, err := p.f.m.manifest(ctx, b.module)
+		switch {
+		case err != nil:
+			p.end(i, notAbsent(err))
+		case man.Ref(b.kind) != b.ref: // the catalog does not name it any more
+			p.end(i, nil)
+		case p.f.here(ctx, b.ref) == nil: // a client was faster
+			p.end(i, nil)
+		default:
+			p.refs, p.of, p.mans = append(p.refs, b.ref), append(p.of, i), append(p.mans, man)
+			size += b.ref.Size
+		}
+	}
+	return size
+}
+
+// end notes what became of one of batch.
+func (p *bulkPull) end(i int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.came[i], p.errs[i] = true, err
+}
+
+// failRest notes that the others did not come.
+func (p *bulkPull) failRest(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.batch {
+		if !p.came[i] {
+			p.came[i], p.errs[i] = true, err
+		}
+	}
+}
+
+// take reads what one node hands over, and makes it durable.
+func (p *bulkPull) take(ctx context.Context, asked []int, answer io.Reader, source string) (t BulkTaken) {
+	m := p.f.m
+	var refs []artifact.Ref
+	var size int64
+	for _, n := range asked {
+		refs = append(refs, p.refs[n])
+		size += p.refs[n].Size
+	}
+	timed := newTimedBody(ctx, answer, size)
+	defer timed.close()
+	var kept []int // of asked
+	var drafts []*artifact.Draft
+	buf := make([]byte, bulkBuffer)
+	err := readBulk(&paced{ctx, timed, slowedBy(p.f.pace, answer)}, refs, func(i int, body io.Reader, absent error) error {
+		if errors.Is(absent, fs.ErrNotExist) {
+			t.Absent = append(t.Absent, asked[i])
+		}
+		d, err := p.receive(asked[i], body, absent, source, buf)
+		if err != nil {
+			p.end(p.of[asked[i]], err)
+			return fatal(ctx, m, err)
+		}
+		kept, drafts = append(kept, asked[i]), append(drafts, d)
+		return nil
+	})
+	if errors.Is(err, artifact.ErrMalformed) {
+		m.log.Error("a node answers with what is no answer to a pull in bulk", "source", source, "err", err)
+		m.metrics.failures.WithLabelValues(failPeer).Inc()
+	}
+	t.Came = p.keep(kept, drafts, source)
+	if err != nil {
+		m.log.Info("a pull in bulk breaks off; the rest is asked for again", "source", source, "blobs", len(refs), "came", t.Came, "err", err)
+	}
+	return t
+}
+
+// fatal returns err if nothing more can be received because of it.
+func fatal(ctx context.Context, m *Mirror, err error) error {
+	if ctx.Err() != nil || m.config.Store.Err() != nil || errors.Is(err, artifact.ErrNoSpace) || errors.Is(err, errCut) {
+		return err
+	}
+	return nil
+}
+
+// errCut is for an answer that ends before it should.
+var errCut = errors.New("the answer breaks off")
+
+// receive writes one blob to a draft, and compares its digest. The draft's fsync has begun when it returns.
+func (p *bulkPull) receive(n int, body io.Reader, absent error, source string, buf []byte) (*artifact.Draft, error) {
+	b, ref, m := p.batch[p.of[n]], p.refs[n], p.f.m
+	if absent != nil {
+		return nil, fromPeer(source, absent)
+	}
+	d, err := m.config.Store.Create(ref.Size)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{d}, struct{ io.Reader }{body}, buf); err != nil {
+		d.Discard()
+		return nil, fromPeer(source, fmt.Errorf("%w after %d bytes: %w: %w", errCut, d.Size(), err, artifact.ErrUnavailable))
+	}
+	if d.Size() < ref.Size {
+		d.Discard()
+		return nil, fromPeer(source, fmt.Errorf("%w after %d of %d bytes: %w", errCut, d.Size(), ref.Size, artifact.ErrUnavailable))
+	}
+	if got := d.Ref(); got != ref {
+		a := &admission{m: m, mv: b.module, kind: b.kind, ref: ref, source: source}
+		err := a.refuse(d, fmt.Errorf("%v, not %v: %w", got, ref, artifact.ErrRefused))
+		d.Discard()
+		return nil, err
+	}
+	d.Flush()
+	return d, nil
+}
+
+// keep makes what was received durable. Only then it counts as here.
+func (p *bulkPull) keep(kept []int, drafts []*artifact.Draft, source string) (came int) {
+	m := p.f.m
+	if len(drafts) == 0 {
+		return 0
+	}
+	for k, err := range m.config.Store.Keep(drafts) {
+		n := kept[k]
+		b := p.batch[p.of[n]]
+		if err == nil {
+			came++
+			m.prover.add(b.ref.Digest, b.seq)
+			m.metrics.peerBytes.Add(float64(b.ref.Size))
+			m.happened(Event{What: Stored, Module: b.module, Kind: b.kind, Bytes: b.ref.Size, Source: source}, nil)
+		}
+		m.metrics.pulled(err)
+		p.end(p.of[n], err)
+	}
+	m.reached("kept")
+	return came
+}

@@ -1,0 +1,342 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"modmirror/mirror/artifact"
+)
+
+// What was pulled in bulk is durable here and has the digest that the cluster committed. Its go.sum hash is compared later, by this
+// node itself: at the latest when a client or another node asks for it for the first time, before they get a byte, and otherwise
+// in the background, while nothing else is to be done. Until then it stands apart from what can be served (artifact.Store.Keep), so
+// that no path to a client can pass by here. Why not at once: to inflate and hash the files of zips takes a processor twenty times
+// as long as their digest, and a new node counts for the safety of what is committed as soon as it has the bytes.
+//
+// A zip whose digest is committed and whose go.sum hash is another is a lie of whoever published it, and of all who gave acks for
+// it: it is told as a failed verification, goes into quarantine and counts as lost, so that this node's watermark falls behind
+// it. Bytes that have rotted since count as lost, too. What is true if the process dies: see artifact/unproven.go; the next
+// one finds in the catalog what they are of.
+
+const (
+	proveYield    = 250 * time.Millisecond // for which the background waits at most before each zip while others are busy
+	proveLook     = proveYield / 25
+	proveRetry    = 10 * time.Second // after a catalog or a disk that did not answer
+	proveTogether = 64               // whose new names are made durable at once
+)
+
+// prover is what is to be proven.
+type prover struct {
+	wake chan struct{} // has room for one
+
+	mu    sync.Mutex
+	of    map[artifact.Digest]int64 // guarded by mu; the place of the change that names it
+	queue []artifact.Digest         // guarded by mu; in the order in which they came, and some that are proven by now
+}
+
+func newProver() *prover {
+	return &prover{wake: make(chan struct{}, 1), of: map[artifact.Digest]int64{}}
+}
+
+// add has a blob proven that is named by the change at place seq.
+func (p *prover) add(d artifact.Digest, seq int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.of[d]; !ok {
+		p.queue = append(p.queue, d)
+	}
+	p.of[d] = seq
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// forget is called when a blob is proven, or is not here any more.
+func (p *prover) forget(d artifact.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.of, d)
+}
+
+// place returns the place of the change that names d.
+func (p *prover) place(d artifact.Digest) (seq int64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seq, ok = p.of[d]
+	return seq, ok
+}
+
+// next returns a blob that is to be proven.
+func (p *prover) next() (d artifact.Digest, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.queue) > 0 {
+		d, p.queue = p.queue[0], p.queue[1:]
+		if _, ok := p.of[d]; ok {
+			return d, true
+		}
+	}
+	p.queue = nil // and what stood before it
+	return d, false
+}
+
+// proveAll proves what is unproven, in the background, until ctx ends.
+func (m *Mirror) proveAll(ctx context.Context) {
+	for !m.findUnproven(ctx) {
+		if !pause(ctx, proveRetry) {
+			return
+		}
+	}
+	var proven []artifact.Ref // to be made durable together
+	settle := func() {
+		if err := m.settleProven(proven); err != nil {
+			m.log.Warn("blobs that are proven cannot get their place", "err", err)
+		}
+		proven = proven[:0]
+	}
+	defer settle()
+	for ctx.Err() == nil {
+		d, ok := m.prover.next()
+		if !ok || len(proven) >= proveTogether {
+			settle()
+		}
+		if !ok {
+			select {
+			case <-m.prover.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		m.whileOthersWork(ctx)
+		ref, err := m.proveNext(ctx, d)
+		switch {
+		case err == nil && !ref.IsZero():
+			proven = append(proven, ref)
+		case err != nil && !errors.Is(err, artifact.ErrDamaged) && ctx.Err() == nil && m.config.Store.Err() == nil:
+			m.log.Warn("a blob cannot be proven for now", "digest", d, "err", err)
+			if seq, ok := m.prover.place(d); ok {
+				m.prover.forget(d)
+				m.prover.add(d, seq) // at the end
+			}
+			pause(ctx, proveRetry)
+		}
+	}
+}
+
+// pause waits, and reports whether ctx still lives.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// whileOthersWork lets clients, and pulls in bulk, have the processors, but not for ever.
+func (m *Mirror) whileOthersWork(ctx context.Context) {
+	for waited := time.Duration(0); m.serving.Load()+m.bulks.Load() > 0 && waited < proveYield; waited += proveLook {
+		if !pause(ctx, proveLook) {
+			return
+		}
+	}
+}
+
+// findUnproven looks in the catalog what those blobs are of that an earlier process left unproven. It is false if the catalog cannot
+// say now. What the catalog does not name is removed.
+func (m *Mirror) findUnproven(ctx context.Context) bool {
+	wanted := map[artifact.Digest]bool{}
+	for _, d := range m.config.Store.UnprovenDigests() {
+		if _, known := m.prover.place(d); !known {
+			wanted[d] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return true
+	}
+	for c, err := range m.config.Changes.Changes(ctx, 0) {
+		if err != nil {
+			m.log.Warn("the catalog cannot say what unproven blobs are of", "blobs", len(wanted), "err", err)
+			return false
+		}
+		for _, ref := range blobsOf(c.Manifest) {
+			if wanted[ref.Digest] {
+				delete(wanted, ref.Digest)
+				m.prover.add(ref.Digest, c.Seq)
+			}
+		}
+		if len(wanted) == 0 {
+			return true
+		}
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	for d := range wanted {
+		if _, known := m.prover.place(d); known { // the follower has just brought it
+			continue
+		}
+		if err := m.config.Store.DropUnproven(d); err != nil {
+			m.log.Warn("an unproven blob that nothing names cannot be removed", "digest", d, "err", err)
+		}
+	}
+	return true
+}
+
+// named returns the manifest that names d, and as what.
+func (m *Mirror) namedAt(ctx context.Context, d artifact.Digest, seq int64) (artifact.Manifest, artifact.Kind, error) {
+	for c, err := range m.config.Changes.Changes(ctx, seq) {
+		if err != nil {
+			return artifact.Manifest{}, 0, notAbsent(err)
+		}
+		for k, ref := range blobsOf(c.Manifest) {
+			if ref.Digest == d {
+				return c.Manifest, k, nil
+			}
+		}
+		break
+	}
+	return artifact.Manifest{}, 0, fmt.Errorf("no change at place %d names sha256:%v: %w", seq, d, artifact.ErrUnavailable)
+}
+
+// proveNext proves a blob in the background. It returns its ref if its place among the blobs is yet to be given.
+func (m *Mirror) proveNext(ctx context.Context, d artifact.Digest) (artifact.Ref, error) {
+	seq, ok := m.prover.place(d)
+	if !ok {
+		return artifact.Ref{}, nil
+	}
+	man, k, err := m.namedAt(ctx, d, seq)
+	if err != nil {
+		return artifact.Ref{}, err
+	}
+	select {
+	case m.checks <- struct{}{}:
+		defer func() { <-m.checks }()
+	case <-ctx.Done():
+		return artifact.Ref{}, context.Cause(ctx)
+	}
+	err = m.compare(ctx, man, k)
+	if errors.Is(err, fs.ErrNotExist) { // somebody who waited for it was faster
+		m.prover.forget(d)
+		return artifact.Ref{}, nil
+	}
+	if err != nil {
+		return artifact.Ref{}, m.disprove(man, k, err)
+	}
+	return man.Ref(k), nil
+}
+
+// settleProven gives blobs whose go.sum hash is right their place among those that are served.
+func (m *Mirror) settleProven(refs []artifact.Ref) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	if err := m.config.Store.Prove(refs); err != nil {
+		return err
+	}
+	for _, r := range refs {
+		m.prover.forget(r.Digest)
+	}
+	m.reached("proven")
+	return nil
+}
+
+// prove compares the go.sum hash of a blob that somebody waits for, or joins who does. Bytes that do not pass are gone when it
+// returns, and the error matches artifact.ErrDamaged.
+func (m *Mirror) prove(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
+	ref := man.Ref(k)
+	_, err := fly(ctx, m.flights, "prove "+ref.Digest.String(), m.config.ClientWait, m.config.ZipBudget, m.checks, func(ctx context.Context) (struct{}, error) {
+		err := m.compare(ctx, man, k)
+		if errors.Is(err, fs.ErrNotExist) { // it is proven
+			return struct{}{}, nil
+		}
+		if err != nil {
+			return struct{}{}, m.disprove(man, k, err)
+		}
+		return struct{}{}, m.settleProven([]artifact.Ref{ref})
+	})
+	return err
+}
+
+// intact is DurableIntact of the store for a published blob, which is proven if that was not done yet.
+func (m *Mirror) intact(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
+	ref := man.Ref(k)
+	err := m.config.Store.DurableIntact(ctx, ref)
+	if !errors.Is(err, fs.ErrNotExist) || !m.config.Store.HasUnproven(ref) {
+		return err
+	}
+	if err := m.prove(ctx, man, k); err != nil {
+		return err
+	}
+	return m.config.Store.DurableIntact(ctx, ref)
+}
+
+// proveUnnamed is prove for who knows only the bytes' name.
+func (m *Mirror) proveUnnamed(ctx context.Context, ref artifact.Ref) error {
+	seq, ok := m.prover.place(ref.Digest)
+	if !ok {
+		return fmt.Errorf("this node does not know yet what %v is of: %w", ref, artifact.ErrUnavailable)
+	}
+	man, k, err := m.namedAt(ctx, ref.Digest, seq)
+	if err != nil {
+		return err
+	}
+	return m.prove(ctx, man, k)
+}
+
+// compare reads an unproven blob and compares its digest and its go.sum hash with what is committed. The caller has a slot of
+// checks. The error matches fs.ErrNotExist if it is not here unproven.
+func (m *Mirror) compare(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
+	f, err := m.config.Store.OpenUnproven(ctx, man.Ref(k))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return m.compareFile(ctx, man, k, f)
+}
+
+func (m *Mirror) compareFile(ctx context.Context, man artifact.Manifest, k artifact.Kind, f *os.File) error {
+	if k != artifact.Zip {
+		b := make([]byte, man.Ref(k).Size)
+		if n, err := f.ReadAt(b, 0); n < len(b) {
+			return fmt.Errorf("read: %v: %w", err, artifact.ErrDamaged)
+		}
+		if sum := artifact.ModSum(b); sum != man.ModSum {
+			return &mismatch{got: sum, want: man.ModSum, line: "go.mod"}
+		}
+		return nil
+	}
+	sums, err := artifact.CheckZip(ctx, f, man.Ref(k).Size, man.Module)
+	if err != nil {
+		return err
+	}
+	return compareSums(sums, man)
+}
+
+// disprove is called for a blob that did not pass, because of why: it is moved out of the way, and counts as lost. It returns why, or
+// an error that matches artifact.ErrDamaged.
+func (m *Mirror) disprove(man artifact.Manifest, k artifact.Kind, why error) error {
+	ref, l := man.Ref(k), &loss{damage: artifact.WrongBytes, by: byRead, reason: artifact.Truncate(why.Error(), maxWhy), module: man.Module, kind: k}
+	var err error
+	switch {
+	case isRefusal(why):
+		m.alarm("prove", reasonOf(why), fmt.Errorf("the cluster has committed bytes that are not those of the record: %w", why), Event{Module: man.Module, Kind: k, Bytes: ref.Size}, "digest", ref.Digest)
+		err = m.config.Store.Disprove(ref, fmt.Sprintf("%s %s, pulled in bulk: %v", man.Module, k, why))
+	case errors.Is(why, artifact.ErrDamaged):
+		err = m.config.Store.DropUnproven(ref.Digest)
+	default:
+		return why // it cannot be told
+	}
+	m.prover.forget(ref.Digest)
+	if err != nil {
+		m.log.Error("a blob that did not pass cannot be moved out of the way; it is not served", "digest", ref.Digest, "err", err)
+	}
+	m.lost(ref.Digest, l)
+	return fmt.Errorf("%v: %w", why, artifact.ErrDamaged)
+}
