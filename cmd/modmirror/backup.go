@@ -273,6 +273,9 @@ func (b *backup) fetch(ctx context.Context, store *artifact.Store, ref artifact.
 		if err := store.Err(); err != nil {
 			return nil, err
 		}
+		if errors.Is(err, errUnproven) && len(b.source.blobs) > 1 { // the node itself is asked next
+			continue
+		}
 		errs = append(errs, fmt.Errorf("%s: %w", from, err))
 	}
 	return nil, fmt.Errorf("%s, sha256:%s, cannot be had: %w", use, ref.Digest, errors.Join(errs...))

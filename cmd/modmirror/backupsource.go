@@ -150,10 +150,16 @@ type storeBlobs struct {
 	dir string
 }
 
+// errUnproven is for a blob that is here and of which only a mirror that runs may hand out copies, after it has checked it.
+var errUnproven = errors.New("it is here, and its go.sum hash has yet to be compared: start the mirror, or make the backup of another node")
+
 func (s storeBlobs) String() string { return filepath.Join(s.dir, "blobs") }
 
 func (s storeBlobs) Blob(_ context.Context, ref artifact.Ref) (io.ReadCloser, error) {
 	f, err := s.OpenUnchecked(ref)
+	if errors.Is(err, fs.ErrNotExist) && s.HasUnproven(ref) {
+		return nil, errUnproven
+	}
 	if err != nil {
 		return nil, err // not a nil *os.File in an interface
 	}

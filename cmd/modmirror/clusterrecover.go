@@ -154,7 +154,7 @@ func remainsOf(ctx context.Context, dir string, v *replicate.Survivor) (rem rema
 				continue
 			}
 			seen[ref.Digest] = true
-			if !store.Has(ref) {
+			if !store.Has(ref) && !store.HasUnproven(ref) {
 				rem.Missing = append(rem.Missing, missingBlob{m.Module.Path, m.Module.Version, k.String(), ref.Digest.String(), ref.Size})
 			}
 		}

@@ -53,6 +53,7 @@ type fsckReport struct {
 	Manifests int      `json:"manifests"`
 	Records   int      `json:"records"`
 	Blobs     int      `json:"blobs"`
+	Unproven  int      `json:"unproven,omitempty"` // of these, which the mirror has yet to check before it serves them
 	Bytes     int64    `json:"bytes"`
 	Root      string   `json:"root"`
 	Problems  []string `json:"problems"`
