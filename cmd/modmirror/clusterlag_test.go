@@ -29,6 +29,7 @@ func TestMeasure(t *testing.T) {
 		"all is here":                       {mark{10, at}, dated, memberView{Seq: 10, Blobs: 10}, 0, at},
 		"more than the leader had":          {mark{8, at}, dated, memberView{Seq: 10, Blobs: 10}, 0, at},
 		"it is behind":                      {mark{10, at}, dated, memberView{Seq: 7, Blobs: 7}, 3, before(7)},
+		"it is one change behind":           {mark{10, at}, dated, memberView{Seq: 9, Blobs: 9}, 1, before(9)},
 		"a blob is missing":                 {mark{10, at}, dated, memberView{Seq: 10, Blobs: 4, Missing: 1}, 0, before(4)},
 		"nothing is here":                   {mark{10, at}, dated, memberView{}, 10, before(0)},
 		"no leader was ever known":          {mark{}, dated, memberView{Seq: 10, Blobs: 10}, 0, dated(9)},
