@@ -27,7 +27,7 @@ func TestBrowserCluster(t *testing.T) {
 	}
 	s.run()
 	s.voters(3)
-	first, last := s.nodes[0], s.nodes[2]
+	first := s.nodes[0]
 
 	b := newBrowser(t)
 	b.screen(1280, 900, "light")
@@ -44,21 +44,33 @@ func TestBrowserCluster(t *testing.T) {
 	if status, body := s.get(first.process, artifactPath(bad, artifact.Zip)); status != http.StatusForbidden {
 		t.Fatalf("the tampered zip: %d %s", status, body)
 	}
-	b.awaits("refusal", `[...document.querySelectorAll(".events li")].some((e) => e.innerText.includes("refused") && e.innerText.includes("example.com/tampered") && e.innerText.includes("zip"))`)
 	if !eval[bool](b, "window.loaded === 1") {
 		t.Error("the page was loaded again")
 	}
+	seer := s.refuser("example.com/tampered")
+	b.open(seer.url)
+	b.awaits("refusal", `[...document.querySelectorAll(".events li")].some((e) => e.innerText.includes("refused") && e.innerText.includes("example.com/tampered") && e.innerText.includes("zip"))`)
+	b.awaits("what came in", `[...document.querySelectorAll(".events li")].some((e) => e.innerText.includes("stored") && e.innerText.includes("example.com/hello"))`)
 	b.awaits("end of what is missing", `[...document.querySelectorAll(".node")].length === 3 && [...document.querySelectorAll(".node")].every((n) => /Missing blobs\s*none/.test(n.innerText))`)
 	b.fits("the cluster")
 	b.legible("the cluster")
 
 	b.finds(s, "example.com/hello")
 
+	last := s.nodes[2]
+	if last == seer {
+		last = s.nodes[1]
+	}
+	b.open(seer.url)
+	b.awaits("stream", `document.getElementById("following").textContent === "live"`)
+	eval[int](b, "window.loaded = 2")
 	last.kill()
-	b.open(first.url)
-	b.awaits("dead node", `document.querySelector('[aria-label="Node n3"]').innerText.includes("does not answer")`)
+	b.awaits("dead node", fmt.Sprintf(`document.querySelector('[aria-label="Node %s"]').innerText.includes("does not answer")`, last.name))
 	b.awaits("sentence", `document.querySelector(".sentence").innerText.includes("1 of 3 nodes does not answer")`)
-	b.says(`[aria-label="Zone ap-south"] header`, "silent")
+	b.says(fmt.Sprintf(`[aria-label="Zone %s"] header`, last.extra[1]), "silent")
+	if !eval[bool](b, "window.loaded === 2") {
+		t.Error("the page was loaded again")
+	}
 	for _, scheme := range []string{"light", "dark"} {
 		b.screen(1280, 900, scheme)
 		b.legible("a dead node, " + scheme)
@@ -69,9 +81,23 @@ func TestBrowserCluster(t *testing.T) {
 	b.shot("cluster-phone")
 
 	call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
-	b.open(first.url)
-	b.says("#main", "go env -w GOPROXY="+first.url, "1 of 3 nodes does not answer", "example.com/hello", "example.com/tampered", "refused", "reload to see news")
+	b.open(seer.url)
+	b.says("#main", "go env -w GOPROXY="+seer.url, "1 of 3 nodes does not answer", "example.com/hello", "example.com/tampered", "refused", "reload to see news")
 	call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: false})
+}
+
+// refuser returns the node that has refused something of a module: the one whose turn it was to fetch it.
+func (s *clusterSite) refuser(path string) (n *clusterNode) {
+	s.t.Helper()
+	s.await("refusal of "+path, func() bool {
+		for _, n = range s.nodes {
+			if _, body := s.html(n.process, "/"); strings.Contains(body, "refused") && strings.Contains(body, path) {
+				return true
+			}
+		}
+		return false
+	}, func() string { return "" })
+	return n
 }
 
 // says fails the test unless an element shows all texts.
