@@ -401,7 +401,7 @@ func (n *node) meet(ctx context.Context) error {
 		return nil
 	}
 	n.handleCatalog()
-	n.table.Store(peer.NewTable(peer.TableConfig{Link: n.link, Members: n.others}))
+	n.table.Store(peer.NewTable(peer.TableConfig{Link: n.link, Members: n.others, Parse: parseStatus}))
 	if err := n.resume(ctx); err != nil {
 		return err
 	}

@@ -109,9 +109,21 @@ func (n *node) seen(id string) (peer.Seen, bool) {
 
 // heard returns what a node said last. ok is false if it never said anything.
 func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
-	seen, ok = n.seen(id)
-	if !ok || json.Unmarshal(seen.Status, &s) != nil || s.ID != id {
+	if seen, ok = n.seen(id); !ok {
 		return selfStatus{}, seen, false
+	}
+	said, ok := seen.Parsed.(*selfStatus)
+	if !ok || said == nil || said.ID != id {
+		return selfStatus{}, seen, false
+	}
+	return *said, seen, true
+}
+
+// parseStatus returns what another node says of itself, as a *selfStatus; nil: it is no status.
+func parseStatus(b json.RawMessage) any {
+	var s selfStatus
+	if json.Unmarshal(b, &s) != nil {
+		return nil
 	}
 	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes, &s.Disk} {
 		*text = plain(*text)
@@ -122,7 +134,7 @@ func (n *node) heard(id string) (s selfStatus, seen peer.Seen, ok bool) {
 	for i := range s.Heads {
 		s.Heads[i].Database = plain(s.Heads[i].Database)
 	}
-	return s, seen, true
+	return &s
 }
 
 // maxPlain bounds a text of another node, in bytes.

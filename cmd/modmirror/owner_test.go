@@ -28,7 +28,7 @@ type ownerRig struct {
 func newOwnerRig(t *testing.T) *ownerRig {
 	g := &ownerRig{spreadRig: newSpreadRig(t)}
 	g.n.config.Limits.Fetch = time.Minute
-	g.n.table.Store(peer.NewTable(peer.TableConfig{Link: g.n.link, Members: func() []peer.Member { return nil }}))
+	g.n.table.Store(peer.NewTable(peer.TableConfig{Link: g.n.link, Parse: parseStatus, Members: func() []peer.Member { return nil }}))
 	return g
 }
 

@@ -79,7 +79,7 @@ func TestWhileAlive(t *testing.T) {
 	other := g.open("OTHER")
 	other.Handle("GET /v1/status", answering(func(*http.Request) (any, error) { return selfStatus{memberView: memberView{ID: "OTHER"}}, nil }))
 	m := peer.Member{ID: "OTHER", Name: "other", Address: other.Self().Address}
-	table := peer.NewTable(peer.TableConfig{Link: g.n.link, Interval: 10 * time.Millisecond, Members: func() []peer.Member { return []peer.Member{m} }})
+	table := peer.NewTable(peer.TableConfig{Link: g.n.link, Parse: parseStatus, Interval: 10 * time.Millisecond, Members: func() []peer.Member { return []peer.Member{m} }})
 	g.n.table.Store(table)
 	running, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})

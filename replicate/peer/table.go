@@ -15,13 +15,17 @@ import (
 type TableConfig struct {
 	Link     *Link
 	Members  func() []Member // of the cluster, with or without this node; called at each round
-	Interval time.Duration   // between two questions to one member; 0: 1.5 s
+	Interval time.Duration   // between two questions to one member, twice as long to a far one; 0: 1.5 s
+
+	// Parse makes of a status what it means, once for all who look at it, as [Seen.Parsed]. nil: nothing.
+	Parse func(status json.RawMessage) any
 }
 
 // Seen is what a Table knows of a member.
 type Seen struct {
 	Member
 	Status  json.RawMessage // its last answer to GET /v1/status; nil: none yet
+	Parsed  any             // what Parse made of it; not to be changed
 	At      time.Time       // of that answer
 	Sent    time.Time       // when it was asked for
 	RTT     time.Duration   // how long it takes to ask it, smoothed
@@ -116,11 +120,21 @@ func (t *Table) due(now time.Time) (out []Member) {
 		}
 		r.Member = m
 		if !r.asking && !now.Before(r.due) {
-			r.asking, r.due = true, now.Add(t.config.Interval*3/4+mrand.N(t.config.Interval/2))
+			every := t.interval(r)
+			r.asking, r.due = true, now.Add(every*3/4+mrand.N(every/2))
 			out = append(out, m)
 		}
 	}
 	return out
+}
+
+// interval returns how often a member is asked. What nodes cost at rest is for the most part that each asks each other one how
+// it is; between datacenters nothing depends on knowing it as soon as between neighbours, as long as it answers.
+func (t *Table) interval(r *row) time.Duration {
+	if r.Healthy && r.misses == 0 && r.Trip > farTrip {
+		return 2 * t.config.Interval
+	}
+	return t.config.Interval
 }
 
 func (t *Table) postpone(m Member) {
@@ -140,6 +154,10 @@ func (t *Table) ask(ctx context.Context, m Member) {
 		err = errors.New("its status is not JSON")
 	}
 	now := time.Now()
+	var parsed any
+	if err == nil && t.config.Parse != nil {
+		parsed = t.config.Parse(b)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.rows[m.ID]
@@ -153,7 +171,7 @@ func (t *Table) ask(ctx context.Context, m Member) {
 		}
 		return
 	}
-	r.misses, r.Healthy, r.Err, r.Status, r.At, r.Sent = 0, true, nil, b, now, begin
+	r.misses, r.Healthy, r.Err, r.Status, r.Parsed, r.At, r.Sent = 0, true, nil, b, parsed, now, begin
 	r.took(now.Sub(begin))
 }
 

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,8 @@ func TestTable(t *testing.T) {
 	other.ID = "gone"
 	var members atomic.Pointer[[]Member]
 	members.Store(&[]Member{a.Self().Member(), b.Self().Member(), c.Self().Member(), hung.Self().Member(), other})
-	tab := NewTable(TableConfig{Link: a.Link, Interval: 16 * time.Millisecond, Members: func() []Member { return *members.Load() }})
+	tab := NewTable(TableConfig{Link: a.Link, Interval: 16 * time.Millisecond, Members: func() []Member { return *members.Load() },
+		Parse: func(b json.RawMessage) any { return len(b) }})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- tab.Run(ctx) }()
@@ -96,7 +98,7 @@ func TestTable(t *testing.T) {
 		return s
 	}
 	until(t, "b is healthy, beside one that hangs", func() bool { return row("b").Healthy && asked.Load() > 5 })
-	if s := row("b"); string(s.Status) != `{"node":"b"}` || s.RTT <= 0 || s.Sent.IsZero() || s.At.Before(s.Sent) || s.Zone != "z1" || s.Err != nil {
+	if s := row("b"); string(s.Status) != `{"node":"b"}` || s.Parsed != len(s.Status) || s.RTT <= 0 || s.Sent.IsZero() || s.At.Before(s.Sent) || s.Zone != "z1" || s.Err != nil {
 		t.Errorf("b: %+v", s)
 	}
 	until(t, "c has an error", func() bool {
@@ -119,6 +121,27 @@ func TestTable(t *testing.T) {
 	until(t, "b is well again after it was missed", func() bool { return row("b").Healthy })
 	members.Store(&[]Member{b.Self().Member()})
 	until(t, "the others are forgotten", func() bool { return len(tab.All()) == 1 })
+}
+
+// A far node is asked half as often, unless there is a doubt whether it answers.
+func TestTableInterval(t *testing.T) {
+	tab := NewTable(TableConfig{})
+	far, near := 2*farTrip, farTrip/2
+	for _, tt := range []struct {
+		name string
+		row  row
+		want time.Duration
+	}{
+		{"near", row{Seen: Seen{Healthy: true, Trip: near}}, tableEvery},
+		{"far", row{Seen: Seen{Healthy: true, Trip: far}}, 2 * tableEvery},
+		{"far, and ill", row{Seen: Seen{Trip: far}}, tableEvery},
+		{"far, and did not answer once", row{Seen: Seen{Healthy: true, Trip: far}, misses: 1}, tableEvery},
+		{"not asked yet", row{}, tableEvery},
+	} {
+		if got := tab.interval(&tt.row); got != tt.want {
+			t.Errorf("%s: every %v, want %v", tt.name, got, tt.want)
+		}
+	}
 }
 
 // More members that hang than are asked at once, and then one that answers: its turn comes.
