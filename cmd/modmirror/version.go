@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -20,8 +21,9 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// buildVersion is what make linked in, or else the module version that the go command recorded.
-func buildVersion() string {
+// buildVersion is what make linked in, or else the module version that the go command recorded. Each request between nodes
+// carries it, and to parse the record takes longer than the rest of a status.
+var buildVersion = sync.OnceValue(func() string {
 	if version != "devel" {
 		return version
 	}
@@ -29,4 +31,4 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return version
-}
+})
