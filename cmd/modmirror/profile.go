@@ -43,16 +43,16 @@ func (n *node) longestTrip(ctx context.Context, members []peer.Member) (longest 
 	return longest
 }
 
-// firstTrip returns the shortest time in which a node answered; 0 if it did not.
+// firstTrip returns the shortest time in which a node answered over a connection that stood; 0 if it did not.
 func (n *node) firstTrip(ctx context.Context, m peer.Member) (trip time.Duration) {
+	connected := false
 	for range firstTrips {
 		begin := time.Now()
-		if _, err := n.link.Call(ctx, peer.Request{Node: m.ID, Addr: m.Address, Path: "/v1/form"}, nil, 256<<10); err != nil {
-			return trip
-		}
-		if took := time.Since(begin); trip == 0 || took < trip {
+		_, err := n.link.Call(ctx, peer.Request{Node: m.ID, Addr: m.Address, Path: "/v1/form"}, nil, 256<<10)
+		if took := time.Since(begin); err == nil && connected && (trip == 0 || took < trip) {
 			trip = took
 		}
+		connected = err == nil
 	}
 	return trip
 }
