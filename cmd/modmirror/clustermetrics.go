@@ -23,6 +23,7 @@ var (
 	descUnprovB = prometheus.NewDesc("modmirror_blobs_unproven_bytes", "Bytes of these.", nil, nil)
 	descHeld    = prometheus.NewDesc("modmirror_blobs_held_leaves", "This node holds every blob of the changes before this one.", nil, nil)
 	descChanges = prometheus.NewDesc("modmirror_cluster_leader_changes_total", "How often this node has seen another node take the lead.", nil, nil)
+	descTrip    = prometheus.NewDesc("modmirror_cluster_round_trip_seconds", "The shortest of the last times in which another member answered this node. There is no series of one that has not answered.", []string{"node"}, nil)
 	descDiffer  = prometheus.NewDesc("modmirror_cluster_roots_differ", "Members whose catalog has another root than this node's at the same place.", nil, nil)
 
 	descThrough  = prometheus.NewDesc("modmirror_cluster_complete_timestamp_seconds", "Every artifact that was committed until then is on this node. There is no series while that is not known.", nil, nil)
@@ -32,7 +33,7 @@ var (
 	descUnder    = prometheus.NewDesc("modmirror_cluster_under_replicated_blobs", "Committed blobs that are not on every member, or in no node of some zone, as far as the members have said: at least and at most so many. There is no series of what is not known.", []string{"missing_in", "bound"}, nil)
 )
 
-var clusterDescs = []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descOldest, descUnprov, descUnprovB, descHeld, descBad, descChanges, descDiffer,
+var clusterDescs = []*prometheus.Desc{descMembers, descLeader, descLag, descMissing, descBytes, descOldest, descUnprov, descUnprovB, descHeld, descBad, descChanges, descDiffer, descTrip,
 	descThrough, descZone, descZoneLag, descZoneSize, descUnder}
 
 func (c clusterMetrics) Describe(to chan<- *prometheus.Desc) {
@@ -82,6 +83,11 @@ func (c clusterMetrics) Collect(out chan<- prometheus.Metric) {
 	to.counter(descBad, c.n.badAnswers.Load())
 	_, changes, _ := c.n.replica.Leader()
 	to.counter(descChanges, changes)
+	for _, seen := range c.n.table.Load().All() {
+		if seen.Trip > 0 {
+			to.gauge(descTrip, seen.Trip.Seconds(), seen.Name)
+		}
+	}
 }
 
 func (v clusterView) collectMembers(to collecting) {
