@@ -135,7 +135,7 @@ func TestLostAndOldFiles(t *testing.T) {
 		}, "has format 2, and this version of modmirror knows up to 1", "-"},
 		"level of the future": {func(dir, _ string) error {
 			return setRow(catalogOf(dir), "cfg", keyLevel, []byte{newestLevel + 1})
-		}, "the cluster is at feature level 5, and this version of modmirror knows up to 4: start the version", "feature level 5"},
+		}, fmt.Sprintf("the cluster is at feature level %d, and this version of modmirror knows up to %d: start the version", newestLevel+1, newestLevel), fmt.Sprintf("feature level %d", newestLevel+1)},
 		"level damaged": {func(dir, _ string) error {
 			return setRow(catalogOf(dir), "cfg", keyLevel, []byte{0x82, 0})
 		}, `"level": malformed`, `"level": malformed`},
