@@ -421,3 +421,60 @@ func TestClusterFollows(t *testing.T) {
 	}
 	t.Logf("%s looks at %d entries again, of %d", next.name, st.Entries-before[next.name], len(want))
 }
+
+// The runbook of docs/follow.md for a network without any way out: an import host takes a copy, which goes inside on a medium;
+// there a mirror is made of it, and later ones are followed.
+func TestImportIntoAnAirGap(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(13, 14))
+	s := newSite(t)
+	s.load()
+	source := s.start()
+	c := newCopy(s, source.url)
+	medium := filepath.Join(t.TempDir(), "medium")
+	command := func(args ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), s.bin, args...)
+		cmd.Env = s.env()
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	carry := func(to string) {
+		t.Helper()
+		if out, err := c.once(); err != nil {
+			t.Fatalf("follow --once: %v\n%s", err, out)
+		}
+		command("backup", medium, "--data-dir", filepath.Join(c.dir, "data"), "--keep", "3")
+		command("restore", medium, "--data-dir", to, "--sumdb", s.db.Key())
+	}
+	grow := func(name string) {
+		t.Helper()
+		for i := range 5 {
+			c.fill(source, []module.Version{s.addRandom(r, fmt.Sprintf("example.com/%s%d", name, i))}, r)
+		}
+	}
+	grow("first")
+	inner := newCopy(s, "") // where it finds the mirror of the medium later
+	carry(filepath.Join(inner.dir, "data"))
+	grow("second")
+	outside := newSite(t)
+	carry(outside.data)
+	want := c.entries(source)
+	source.kill()
+	s.up.Close() // from here on there is no way out
+
+	p, err := startProcess(s.bin, outside.dir, filepath.Join(outside.dir, "medium.log"), s.env(), []string{"--offline", "--data-dir", outside.data, "--drain-delay", "0s", "--sumdb", s.db.Key()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	inner.source = p.url
+	q := inner.ready()
+	inner.until(q, "end of the feed", func(st feed.Status) bool { return st.Behind == 0 && st.Refused+st.Failed == 0 })
+	if got := inner.entries(q); !slices.Equal(got, want) {
+		t.Errorf("inside there is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	inner.same(p, q)
+	inner.says(q, "/sumdb/"+databaseName+"/lookup/example.com/second0@v1.0.0", 200, "example.com/second0 v1.0.0 h1:")
+}
