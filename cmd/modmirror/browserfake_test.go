@@ -230,6 +230,7 @@ func TestBrowserUpdates(t *testing.T) {
 	if !eval[bool](b, `card.isConnected && card === document.querySelector('[data-key="id11"]') && !document.querySelector('[data-key="id00"]')`) {
 		t.Error("the card is another element, or that of a node that left is there")
 	}
+	s.change(func(s *stage) { s.events[0].At = time.Now().Add(-70 * time.Second) })
 	b.agesAgree()
 
 	s.change(func(s *stage) {
@@ -243,11 +244,11 @@ func TestBrowserUpdates(t *testing.T) {
 // agesAgree compares what the page says of how long ago things were with what the server says.
 func (b *browser) agesAgree() {
 	b.t.Helper()
-	const now = `[...document.querySelectorAll("#live time")].map((t) => t.dateTime + " " + t.textContent)`
+	const now = `[...document.querySelectorAll("main time")].map((t) => t.dateTime + " " + t.textContent)`
 	b.awaits("same ages as the server's", `(async () => {
 		const r = await fetch("/", { headers: { Accept: "text/html" } });
 		const d = new DOMParser().parseFromString(await r.text(), "text/html");
-		const theirs = [...d.querySelectorAll("#live time")].map((t) => t.dateTime + " " + t.textContent);
+		const theirs = [...d.querySelectorAll("main time")].map((t) => t.dateTime + " " + t.textContent);
 		return JSON.stringify(theirs) === JSON.stringify(`+now+`);
 	})()`)
 }
@@ -262,9 +263,14 @@ func TestBrowserReconnects(t *testing.T) {
 	}
 	defer p.Close()
 	var broken atomic.Bool
+	refused := make(chan struct{}, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if broken.Load() && r.URL.Path == "/events" {
 			w.WriteHeader(http.StatusServiceUnavailable)
+			select {
+			case refused <- struct{}{}:
+			default:
+			}
 			return
 		}
 		p.ServeHTTP(w, r)
@@ -280,6 +286,11 @@ func TestBrowserReconnects(t *testing.T) {
 	srv.CloseClientConnections()
 	b.awaits("word of it", `document.getElementById("following").textContent.includes("connection lost")`)
 	b.shot("stage-lost")
+	select {
+	case <-refused: // after which a browser does not try again by itself
+	case <-time.After(patient):
+		t.Fatal("the browser did not come again")
+	}
 	broken.Store(false)
 	s.change(func(s *stage) { s.cluster.Problems = []string{"something new"} })
 	b.awaits("stream again", `document.getElementById("following").textContent === "live" && document.querySelector(".problems").innerText.includes("something new")`)
@@ -332,6 +343,9 @@ func TestBrowserAccess(t *testing.T) {
 		if roles[role] != want {
 			t.Errorf("%d elements are a %s, want %d: %v", roles[role], role, want, roles)
 		}
+	}
+	if label := eval[string](b, `document.getElementById("q").labels[0]?.textContent || ""`); !strings.Contains(label, "held here") {
+		t.Errorf("the search field is called %q", label)
 	}
 	levels := eval[[]int](b, `[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")].map((h) => Number(h.nodeName[1]))`)
 	for i, level := range levels {

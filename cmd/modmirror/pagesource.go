@@ -85,6 +85,7 @@ func (v clusterView) card(m memberView) statuspage.Node {
 	c.State, c.Says, c.Why = m.health()
 	if c.Silent {
 		c.Seen = m.Seen
+		c.Complete, c.Current = m.Complete.Truncate(time.Second), false // it may lack by now what was committed since
 	} else {
 		c.RTT = m.RTT.Round(max(m.RTT/4, time.Millisecond))
 	}

@@ -187,7 +187,11 @@ func TestCardOfMember(t *testing.T) {
 			t.Errorf("complete through %v ago is shown as %v, now: %v", ago, c.Complete, c.Current)
 		}
 	}
-	if m.Complete = (time.Time{}); v.card(m).Current || !v.card(m).Complete.IsZero() {
+	m.Alive, m.Complete = false, time.Now()
+	if c := v.card(m); c.Current || c.Complete.IsZero() {
+		t.Error("a node that does not answer counts as complete now")
+	}
+	if m.Alive, m.Complete = true, (time.Time{}); v.card(m).Current || !v.card(m).Complete.IsZero() {
 		t.Error("what is not known counts as complete")
 	}
 	unheard := v.card(memberView{ID: "c"})
