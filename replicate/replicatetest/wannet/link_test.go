@@ -132,10 +132,39 @@ func TestHeld(t *testing.T) {
 }
 
 func TestTraffic(t *testing.T) {
-	a := Traffic{Sent: Count{3, 300}, Delivered: Count{2, 200}, Lost: Count{1, 100}}
+	a := Traffic{Sent: Count{3, 300, 30}, Delivered: Count{2, 200, 20}, Lost: Count{1, 100, 10}}
 	b := a
-	b.Add(Traffic{Sent: Count{1, 50}, Full: Count{1, 50}})
-	if got, want := b.Minus(a), (Traffic{Sent: Count{1, 50}, Full: Count{1, 50}}); got != want {
+	b.Add(Traffic{Sent: Count{1, 50, 5}, Full: Count{1, 50, 5}})
+	if got, want := b.Minus(a), (Traffic{Sent: Count{1, 50, 5}, Full: Count{1, 50, 5}}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestPayload(t *testing.T) {
+	packet := func(protocol byte, ip, above, size int) []byte {
+		b := make([]byte, size)
+		b[0], b[9] = byte(4<<4|ip/4), protocol
+		if protocol == 6 && len(b) > ip+12 {
+			b[ip+12] = byte(above/4) << 4
+		}
+		return b
+	}
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want int
+	}{
+		{"TCP", packet(6, 20, 32, 1500), 1448},
+		{"TCP behind options of IP", packet(6, 24, 20, 1500), 1456},
+		{"an acknowledgement", packet(6, 20, 32, 52), 0},
+		{"a header that is longer than the packet", packet(6, 20, 60, 44), 0},
+		{"TCP cut short", packet(6, 20, 20, 30), 0},
+		{"UDP", packet(17, 20, 8, 128), 100},
+		{"ICMP", packet(1, 20, 8, 84), 0},
+		{"no packet", []byte{1}, 0},
+	} {
+		if got := payload(tt.b); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
+		}
 	}
 }

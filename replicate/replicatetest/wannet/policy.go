@@ -35,8 +35,8 @@ func (p Policy) check() error {
 	return nil
 }
 
-// Count is a number of IP packets, and their bytes with all headers.
-type Count struct{ Packets, Bytes int64 }
+// Count is a number of IP packets, their bytes with all headers, and without those of IP, TCP and UDP.
+type Count struct{ Packets, Bytes, Payload int64 }
 
 // Traffic is what one host has sent to another, or one zone to another. What is under way is in Sent alone.
 type Traffic struct {
@@ -50,9 +50,12 @@ type Traffic struct {
 func (c *Count) add(o Count) {
 	c.Packets += o.Packets
 	c.Bytes += o.Bytes
+	c.Payload += o.Payload
 }
 
-func (c Count) minus(o Count) Count { return Count{c.Packets - o.Packets, c.Bytes - o.Bytes} }
+func (c Count) minus(o Count) Count {
+	return Count{c.Packets - o.Packets, c.Bytes - o.Bytes, c.Payload - o.Payload}
+}
 
 // Minus returns what was added since an earlier t.
 func (t Traffic) Minus(earlier Traffic) Traffic {
