@@ -150,6 +150,18 @@ func TestWANLimitHurried(t *testing.T) {
 	})
 }
 
+// A pull that is held up for longer goes on when a window begins that lets it.
+func TestWANScheduleEndsAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := wanLimited(minBandwidth, "00:01-00:02@UTC=unlimited")
+		time.Sleep(55 * time.Second)
+		pulling(t, l, nil, 100<<20) // the background has to make room for ten seconds
+		if took := pulling(t, l, mirror.NewBackground(), 32<<10); took < 5*time.Second || took > 5*time.Second+wanRecheck {
+			t.Errorf("the window begins in 5 s, and the pull goes on after %v", took)
+		}
+	})
+}
+
 // A window begins and ends for pulls that are under way.
 func TestWANScheduleTakesEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
