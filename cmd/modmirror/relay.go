@@ -29,9 +29,6 @@ const (
 	joinTries    = 4               // pulls of others that are joined before this node makes one of its own
 )
 
-// errRelayed is the end of a search: what a relay says of all other zones is the last word.
-var errRelayed = errors.New("the relay of this zone says so")
-
 // Fetch takes a blob from where [node.routeOf] says. That a node lacks the bytes, or cannot be asked, is a reason to ask the next.
 func (p peers) Fetch(ctx context.Context, w mirror.Want, accept func(body io.Reader, size int64, source string) error) error {
 	f := &fetching{peers: p, want: w, accept: accept, lacking: true}
