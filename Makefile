@@ -14,6 +14,7 @@
 # make bench-cluster  the same for three nodes on loopback, against a single one; BENCH=loss measures one part, see benchcluster_test.go
 # make bench-backup   backup and restore, against cp -r of the same files
 # make bench-refill   how long a new node takes until it holds everything, against copies of the same files; REFILL=10000 for fewer than 100,000 versions
+# make bench-wan      what several datacenters cost, on nine nodes in three zones (as root); BENCH=rest measures one part
 # make bench-scrub    how long a client waits for a blob that has rotted, how fast a scrub is, and what it costs at rest
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -30,7 +31,7 @@ SIMTIME = $(if $(filter 24,$(SEEDS)),8m,12h)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium wan soak real bench bench-cluster bench-backup bench-refill bench-scrub clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium wan soak real bench bench-cluster bench-backup bench-refill bench-wan bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -138,6 +139,10 @@ bench-backup: build
 
 bench-refill: build
 	MODMIRROR_BENCH_BINARY=$(CURDIR)/bin/modmirror REFILL=$(REFILL) go test -tags bench -count=1 -v -timeout 100m -run '^TestBenchRefill$$' ./cmd/modmirror
+
+# As root, see wan.
+bench-wan:
+	go test -tags 'wan bench' -count=1 -v -timeout 20m -run '^TestBenchWAN$$/($(BENCH))' ./cmd/modmirror
 
 bench-scrub:
 	go test -tags bench -count=1 -v -timeout 20m -run '^TestBenchScrub$$' ./cmd/modmirror
