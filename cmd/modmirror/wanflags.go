@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	_ "time/tzdata" // an image that holds nothing but the program has no time zones
 )
 
 // bandwidth is a number of bytes a second, as a flag: what byteRate takes, or bits: 200mbit. 0 is no limit.
@@ -127,7 +128,7 @@ func parseWindow(s string) (w wanWindow, err error) {
 	w.place = time.Local
 	if hasPlace {
 		if w.place, err = time.LoadLocation(place); err != nil || place == "" {
-			return w, fmt.Errorf("%q is no time zone of this machine, such as UTC or Europe/Berlin: %v", place, err)
+			return w, fmt.Errorf("%q is no time zone such as UTC or Europe/Berlin: %v", place, err)
 		}
 	}
 	from, to, ok := strings.Cut(when, "-")
