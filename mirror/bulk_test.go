@@ -221,12 +221,8 @@ func TestBulkRots(t *testing.T) {
 	n.want("/example.com/m7/@v/v1.0.0.zip", 200, "PK")
 }
 
-// A zip whose digest is committed and whose go.sum hash is not that of the record is a lie of the cluster: it is told, put into
-// quarantine, counts as missing, and is never served.
-func TestBulkLieOfTheCluster(t *testing.T) {
-	c, _, refs := newBulkCluster(t, 20)
-	n := c.nodes[2]
-	n.Mirror.config.Upstream = nil
+// lie has the first two nodes hold, and the cluster commit, a zip that is not the one of the record.
+func (c *cluster) lie() artifact.Manifest {
 	mv := c.up.Add("example.com/lie@v1.0.0\n-- go.mod --\nmodule example.com/lie\n")
 	zip, mod := c.up.Sums(mv)
 	c.sums.set(mv, zip, mod)
@@ -234,28 +230,38 @@ func TestBulkLieOfTheCluster(t *testing.T) {
 	lie := c.up.Artifact(other, artifact.Zip)
 	man, err := artifact.NewManifest(mv, c.sums.records[mv])
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	man.Zip = artifact.RefOf(lie)
 	for _, liar := range c.nodes[:2] {
 		d, err := liar.store.Create(int64(len(lie)))
 		if err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 		if _, err := d.Write(lie); err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 		if _, err := d.Commit(); err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 	}
 	c.set(func() {
 		p := artifact.Publication{Manifest: man}
 		if err := c.agreed.merge(p); err != nil {
-			t.Error(err)
+			c.t.Error(err)
 		}
 		c.commit(c.nodes[0], entry{manifest: &p})
 	})
+	return man
+}
+
+// A zip whose digest is committed and whose go.sum hash is not that of the record is a lie of the cluster: it is told, put into
+// quarantine, counts as missing, and is never served.
+func TestBulkLieOfTheCluster(t *testing.T) {
+	c, _, refs := newBulkCluster(t, 20)
+	n := c.nodes[2]
+	n.Mirror.config.Upstream = nil
+	man := c.lie()
 	release := n.noChecks()
 	defer n.follow()()
 	n.until(func(p Progress) bool { return p.Unproven == 21 && p.Watermark == 21 })
@@ -448,4 +454,45 @@ func FuzzBulk(f *testing.F) {
 			t.Errorf("%d parts, %v", next, err)
 		}
 	})
+}
+
+// A disk that is not written to any more, or is full, gives what came in bulk all the same, once it is proven.
+func TestBulkOnABrokenDisk(t *testing.T) {
+	c, _, refs := newBulkCluster(t, 20)
+	n := c.nodes[2]
+	release := n.noChecks()
+	defer n.follow()()
+	n.until(func(p Progress) bool { return p.Watermark == 20 && p.Unproven == 20 })
+	n.store.StopWrites(errors.New("broken"))
+	release()
+	for i, ref := range refs {
+		n.want(fmt.Sprintf("/example.com/m%d/@v/v1.0.0.zip", i), 200, "PK")
+		f, err := n.Hand(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+}
+
+// A lie of the cluster is not here any more, even if the disk does not let go of it.
+func TestBulkLieOnABrokenDisk(t *testing.T) {
+	c, _, _ := newBulkCluster(t, 20)
+	n := c.nodes[2]
+	n.Mirror.config.Upstream = nil
+	man := c.lie()
+	release := n.noChecks()
+	defer n.follow()()
+	n.until(func(p Progress) bool { return p.Unproven == 21 && p.Watermark == 21 })
+	n.store.StopWrites(errors.New("broken"))
+	release()
+	n.until(func(p Progress) bool { return p.Missing == 1 && p.Watermark == 20 })
+	for range 2 {
+		if _, f, err := n.load(t.Context(), man, artifact.Zip); f != nil || err == nil {
+			t.Errorf("the lie is served: %v", err)
+		}
+	}
+	if got := n.metric("verification_failures_total", "content") + n.metric("verification_failures_total", "checksum"); got != 1 {
+		t.Errorf("%v alarms", got)
+	}
 }

@@ -64,6 +64,14 @@ func (p *prover) forget(d artifact.Digest) {
 	delete(p.of, d)
 }
 
+// again has d, if it is still to be proven, proven after the others.
+func (p *prover) again(d artifact.Digest) {
+	if seq, ok := p.place(d); ok {
+		p.forget(d)
+		p.add(d, seq)
+	}
+}
+
 // place returns the place of the change that names d.
 func (p *prover) place(d artifact.Digest) (seq int64, ok bool) {
 	p.mu.Lock()
@@ -96,7 +104,8 @@ func (m *Mirror) proveAll(ctx context.Context) {
 	var proven []artifact.Ref // to be made durable together
 	settle := func() {
 		if err := m.settleProven(proven); err != nil {
-			m.log.Warn("blobs that are proven cannot get their place", "err", err)
+			m.log.Warn("blobs that are proven cannot get their place; they are served from where they are", "blobs", len(proven), "err", err)
+			m.proveLater(ctx, proven)
 		}
 		proven = proven[:0]
 	}
@@ -120,13 +129,21 @@ func (m *Mirror) proveAll(ctx context.Context) {
 			proven = append(proven, ref)
 		case err != nil && !errors.Is(err, artifact.ErrDamaged) && ctx.Err() == nil && m.config.Store.Err() == nil:
 			m.log.Warn("a blob cannot be proven for now", "digest", d, "err", err)
-			if seq, ok := m.prover.place(d); ok {
-				m.prover.forget(d)
-				m.prover.add(d, seq) // at the end
-			}
+			m.prover.again(d)
 			pause(ctx, proveRetry)
 		}
 	}
+}
+
+// proveLater has blobs proven once more, after a while, if the disk may take them then.
+func (m *Mirror) proveLater(ctx context.Context, refs []artifact.Ref) {
+	if m.config.Store.Err() != nil {
+		return
+	}
+	for _, r := range refs {
+		m.prover.again(r.Digest)
+	}
+	pause(ctx, proveRetry)
 }
 
 // pause waits, and reports whether ctx still lives.
@@ -259,7 +276,10 @@ func (m *Mirror) prove(ctx context.Context, man artifact.Manifest, k artifact.Ki
 		if err != nil {
 			return struct{}{}, m.disprove(man, k, err)
 		}
-		return struct{}{}, m.settleProven([]artifact.Ref{ref})
+		if err := m.settleProven([]artifact.Ref{ref}); err != nil { // it is right all the same
+			m.log.Warn("a blob that is proven cannot get its place; it is served from where it is", "digest", ref.Digest, "err", err)
+		}
+		return struct{}{}, nil
 	})
 	return err
 }
@@ -327,7 +347,9 @@ func (m *Mirror) disprove(man artifact.Manifest, k artifact.Kind, why error) err
 	switch {
 	case isRefusal(why):
 		m.alarm("prove", reasonOf(why), fmt.Errorf("the cluster has committed bytes that are not those of the record: %w", why), Event{Module: man.Module, Kind: k, Bytes: ref.Size}, "digest", ref.Digest)
-		err = m.config.Store.Disprove(ref, fmt.Sprintf("%s %s, pulled in bulk: %v", man.Module, k, why))
+		if err = m.config.Store.Disprove(ref, fmt.Sprintf("%s %s, pulled in bulk: %v", man.Module, k, why)); errors.Is(err, artifact.ErrNoSpace) {
+			err = errors.Join(err, m.config.Store.DropUnproven(ref.Digest)) // rather none than these
+		}
 	case errors.Is(why, artifact.ErrDamaged):
 		err = m.config.Store.DropUnproven(ref.Digest)
 	default:
@@ -335,7 +357,7 @@ func (m *Mirror) disprove(man artifact.Manifest, k artifact.Kind, why error) err
 	}
 	m.prover.forget(ref.Digest)
 	if err != nil {
-		m.log.Error("a blob that did not pass cannot be moved out of the way; it is not served", "digest", ref.Digest, "err", err)
+		m.log.Error("a blob that did not pass cannot be moved out of the way; it is not served, and does not count as here", "digest", ref.Digest, "err", err)
 	}
 	m.lost(ref.Digest, l)
 	return fmt.Errorf("%v: %w", why, artifact.ErrDamaged)

@@ -144,7 +144,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
-	s.unproven.sizes = map[Digest]int64{}
+	s.unproven.sizes, s.unproven.passed = map[Digest]int64{}, map[Digest]bool{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}
@@ -367,6 +367,14 @@ func (s *Store) Open(r Ref) (*os.File, error) { return s.OpenContext(context.Bac
 // brought back.
 func (s *Store) OpenContext(ctx context.Context, r Ref) (*os.File, error) {
 	f, err := s.openRestored(ctx, r)
+	if errors.Is(err, fs.ErrNotExist) && s.unproven.hasPassed(r.Digest) {
+		passed, perr := s.openPassed(ctx, r)
+		if errors.Is(perr, ErrDamaged) { // whoever proves it again finds it so
+			s.unproven.doubt(r.Digest)
+			return nil, err
+		}
+		return passed, perr
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,9 +36,10 @@ type shelved struct {
 	making sync.Mutex // held while the directory is made
 	made   bool       // guarded by making
 
-	mu    sync.Mutex
-	sizes map[Digest]int64 // guarded by mu
-	bytes int64            // guarded by mu
+	mu     sync.Mutex
+	sizes  map[Digest]int64 // guarded by mu
+	bytes  int64            // guarded by mu
+	passed map[Digest]bool  // guarded by mu; their go.sum hashes are right, and they could not be moved so far
 }
 
 func (u *shelved) add(r Ref) {
@@ -54,6 +56,31 @@ func (u *shelved) drop(d Digest) {
 	defer u.mu.Unlock()
 	u.bytes -= u.sizes[d]
 	delete(u.sizes, d)
+	delete(u.passed, d)
+}
+
+// pass notes that the go.sum hashes of refs are right.
+func (u *shelved) pass(refs []Ref) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, r := range refs {
+		if _, ok := u.sizes[r.Digest]; ok {
+			u.passed[r.Digest] = true
+		}
+	}
+}
+
+func (u *shelved) hasPassed(d Digest) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.passed[d]
+}
+
+// doubt takes back what pass noted of d.
+func (u *shelved) doubt(d Digest) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.passed, d)
 }
 
 func unprovenName(d Digest) string { return unprovenDir + "/" + d.String() }
@@ -257,23 +284,26 @@ func (s *Store) makeUnproven() error {
 }
 
 // Prove takes blobs for proven, from which on they are as any other: the caller has read each whole through [Store.OpenUnproven] and
-// compared its go.sum hash. What is not here unproven is left out. When it returns nil the new names are durable.
+// compared its go.sum hash. What is not here unproven is left out. When it returns nil the new names are durable. What cannot be
+// moved, on a disk that is full or not written to any more, is read where it is from now on, as long as this process lives.
 func (s *Store) Prove(refs []Ref) error {
+	s.unproven.pass(refs)
 	if err := s.Err(); err != nil {
 		return err
 	}
 	dirs := map[string]bool{}
-	for _, r := range refs {
+	var bad error
+	for _, r := range refs { // one that cannot be moved keeps none of the others
 		dir, err := s.shard(r.Digest)
-		if err != nil {
-			return err
+		if err == nil {
+			err = s.proveOne(r)
 		}
-		if err := s.proveOne(r); err != nil {
-			return err
+		if err == nil {
+			dirs[dir] = true
 		}
-		dirs[dir] = true
+		bad = cmp.Or(bad, err)
 	}
-	return s.syncProven(dirs)
+	return cmp.Or(s.syncProven(dirs), bad)
 }
 
 func (s *Store) proveOne(r Ref) error {
@@ -327,16 +357,17 @@ func (s *Store) syncProven(dirs map[string]bool) error {
 	return nil
 }
 
-// Disprove moves the bytes of r, which are unproven and not what they should be, into quarantine, with the reason. When it returns nil
-// they are not here any more.
+// Disprove moves the bytes of r, which are unproven and not what they should be, into quarantine, with the reason. They do not count
+// as here any more, whatever it returns: where the disk does not let go of them the next process finds them, unproven.
 func (s *Store) Disprove(r Ref, reason string) error {
-	if err := s.Err(); err != nil {
-		return err
-	}
 	s.renaming.Lock()
 	defer s.renaming.Unlock()
 	if !s.HasUnproven(r) {
-		return nil
+		return s.Err()
+	}
+	s.unproven.drop(r.Digest)
+	if err := s.Err(); err != nil {
+		return err
 	}
 	if r.Size > s.quarantine.maxBytes {
 		return s.removeUnproven(r.Digest)
@@ -348,18 +379,35 @@ func (s *Store) Disprove(r Ref, reason string) error {
 	if name != "" { // the same bytes are there already
 		return s.removeUnproven(r.Digest)
 	}
-	s.unproven.drop(r.Digest)
 	return nil
 }
 
-// DropUnproven removes the bytes of d from what is unproven: nothing names them any more, or they have rotted.
+// DropUnproven removes the bytes of d from what is unproven: nothing names them any more, or they have rotted. They do not count as
+// here any more, whatever it returns.
 func (s *Store) DropUnproven(d Digest) error {
+	s.renaming.Lock()
+	defer s.renaming.Unlock()
+	s.unproven.drop(d)
 	if err := s.Err(); err != nil {
 		return err
 	}
-	s.renaming.Lock()
-	defer s.renaming.Unlock()
 	return s.removeUnproven(d)
+}
+
+// openPassed opens what is read where it is, because it could not be moved when it was proven.
+func (s *Store) openPassed(ctx context.Context, r Ref) (*os.File, error) {
+	if !s.unproven.hasPassed(r.Digest) || !s.HasUnproven(r) {
+		return nil, fmt.Errorf("open %v: %w", r, fs.ErrNotExist)
+	}
+	f, err := openIn(s.root, unprovenName(r.Digest), r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.verifyOnce(ctx, f, r); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // removeUnproven is DropUnproven for who holds renaming. That the bytes come back after a power cut does no harm.

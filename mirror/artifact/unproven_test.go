@@ -268,3 +268,68 @@ func TestUnprovenOfAnEarlierProcess(t *testing.T) {
 		t.Errorf("HasUnproven %v, its directory fsynced %v", s.HasUnproven(refs[0]), synced[unprovenDir])
 	}
 }
+
+// What did not pass does not count as here, also if the disk does not let go of it.
+func TestDisproveFails(t *testing.T) {
+	for name, fail := range map[string]func(s *Store, d *unsafeDisk){
+		"a full disk":    func(_ *Store, d *unsafeDisk) { d.note(func() { d.fail = failing("create", syscall.ENOSPC) }) },
+		"a broken disk":  func(_ *Store, d *unsafeDisk) { d.note(func() { d.fail = failing("rename", syscall.EIO) }) },
+		"writing is off": func(s *Store, _ *unsafeDisk) { s.StopWrites(errors.New("broken")) },
+	} {
+		dir := t.TempDir()
+		s, d := openUnsafe(t, dir)
+		drafts, refs := pulledDrafts(t, s, 2)
+		if err := errors.Join(s.Keep(drafts)...); err != nil {
+			t.Fatal(err)
+		}
+		fail(s, d)
+		if err := s.Disprove(refs[0], "another h1"); err == nil || s.HasUnproven(refs[0]) {
+			t.Errorf("%s: Disprove = %v, and it counts as here: %v", name, err, s.HasUnproven(refs[0]))
+		}
+		d.note(func() { d.fail = failing("remove", syscall.EIO) })
+		if err := s.DropUnproven(refs[1].Digest); err == nil || s.HasUnproven(refs[1]) {
+			t.Errorf("%s: DropUnproven = %v, and it counts as here: %v", name, err, s.HasUnproven(refs[1]))
+		}
+		if n, size := s.Unproven(); n != 0 || size != 0 {
+			t.Errorf("%s: %d blobs of %d bytes are left", name, n, size)
+		}
+	}
+}
+
+// What is proven and cannot be moved is read where it is, and only that, and only while it is right.
+func TestProveFails(t *testing.T) {
+	for name, fail := range map[string]func(s *Store, d *unsafeDisk){
+		"a full disk":    func(_ *Store, d *unsafeDisk) { d.note(func() { d.fail = failing("mkdir", syscall.ENOSPC) }) },
+		"a broken disk":  func(_ *Store, d *unsafeDisk) { d.note(func() { d.fail = failing("rename", syscall.EIO) }) },
+		"writing is off": func(s *Store, _ *unsafeDisk) { s.StopWrites(errors.New("broken")) },
+	} {
+		dir := t.TempDir()
+		s, d := openUnsafe(t, dir)
+		drafts, refs := pulledDrafts(t, s, 3)
+		if err := errors.Join(s.Keep(drafts)...); err != nil {
+			t.Fatal(err)
+		}
+		fail(s, d)
+		if err := s.Prove(refs[:2]); err == nil {
+			t.Errorf("%s: Prove passes", name)
+		}
+		for i, r := range refs {
+			f, err := s.Open(r)
+			if (err == nil) != (i < 2) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: Open of blob %d: %v", name, i, err)
+			}
+			if err == nil {
+				f.Close()
+			}
+			if s.Has(r) || !s.HasUnproven(r) || s.DurableIntact(t.Context(), r) == nil {
+				t.Errorf("%s: blob %d counts as one that has its place", name, i)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, unprovenName(refs[1].Digest)), make([]byte, refs[1].Size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := s.Open(refs[1]); f != nil || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: Open of one that rotted: %v", name, err)
+		}
+	}
+}
