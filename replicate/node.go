@@ -50,6 +50,10 @@ type Config struct {
 	// first 8 characters of its id; without a role it is a [RoleVoter].
 	Self Peer
 
+	// OnCounted is called by Open with what the node says of itself, once its directory is open and the start is counted, and before
+	// anything is said to other nodes: raft dials them while Open runs. nil: nobody is told.
+	OnCounted func(self Peer)
+
 	// Found: a new node founds a cluster with these voters, of which it is one. The others must be new and join. Join: a
 	// new node waits until a leader adds it. Neither: a new node founds a cluster of its own. They have no meaning for a
 	// node that has been part of a cluster before.
@@ -218,6 +222,9 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	rest := restOf(ctx)
 	err := n.openFiles()
 	if err == nil {
+		if c.OnCounted != nil {
+			c.OnCounted(n.Self())
+		}
 		err = n.start()
 	}
 	if err == nil {

@@ -172,8 +172,11 @@ func (n *node) hello() peer.Hello {
 	c, id := n.config.Cluster, n.identity.Load()
 	h := peer.Hello{Cluster: id.Cluster, Node: id.Node, Name: cmp.Or(c.NodeName, shortID(id.Node)), Boot: n.boot,
 		Zone: c.Zone, Role: c.Role, Version: buildVersion(), Level: replicate.NewestLevel}
+	if self := n.counted.Load(); self != nil { // raft speaks with others before the catalog's Open returns
+		h.Boot, h.Starts = self.Boot, self.Starts
+	}
 	if r := n.opened.Load(); r != nil {
-		self := r.Self()
+		self := r.Self() // on a full disk a start is counted later
 		h.Boot, h.Starts = self.Boot, self.Starts
 		h.Cluster = cmp.Or(r.Cluster(), id.Cluster)
 	}
@@ -193,6 +196,8 @@ func (n *node) checkPeer(h peer.Hello) error {
 		return peer.RefuseRemoved(h)
 	case errors.Is(err, replicate.ErrTooOld):
 		return peer.Refuse(peer.TooOld, "%v", err)
+	case errors.Is(err, replicate.ErrClone) && h.Starts == 0:
+		return peer.RefuseStarting(h)
 	case errors.Is(err, replicate.ErrClone):
 		return peer.RefuseClone(h, n.knownAs(func(o replicate.Peer) bool { return o.ID == h.Node }))
 	case errors.Is(err, replicate.ErrNameTaken):
@@ -263,6 +268,7 @@ func (n *node) clusterOptions(c *replicate.Config) {
 	cl := n.config.Cluster
 	c.Voters, c.Profile = cl.Voters, cl.Profile
 	c.OnRefused = n.onRefused
+	c.OnCounted = func(self replicate.Peer) { n.counted.Store(&self) }
 	if n.link == nil {
 		return
 	}

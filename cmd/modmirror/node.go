@@ -54,6 +54,7 @@ type node struct {
 	activity activity // what happened here lately
 
 	identity   atomic.Pointer[replicate.Identity] // set before link
+	counted    atomic.Pointer[replicate.Peer]     // what this node says of itself, once its start is counted
 	opened     atomic.Pointer[replicate.Node]     // replica, for those who ask while it is being opened
 	boot       string                             // random text of this run
 	link       *peer.Link                         // nil: no other node can reach this one

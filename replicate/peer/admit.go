@@ -77,6 +77,9 @@ func (l *Link) twice(ctx context.Context, h Hello) *Refusal {
 	if !ok || old.Boot == h.Boot {
 		return nil
 	}
+	if h.Starts == 0 && old.Starts > 0 {
+		return RefuseStarting(h)
+	}
 	if h.Starts < old.Starts {
 		return RefuseClone(h, old)
 	}

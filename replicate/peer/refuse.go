@@ -27,11 +27,12 @@ const (
 	Removed            Class = "removed"             // was removed from the cluster
 	TooOld             Class = "too-old"             // does not support the feature level of the cluster
 	OtherNode          Class = "other-node"          // not the node that the dialer wants
+	Starting           Class = "starting"            // has not counted its start yet; it has its data directory to open first
 	Busy               Class = "busy"                // too many connections
 	Refused            Class = "refused"             // another reason
 )
 
-var classes = []Class{WrongToken, ForeignCertificate, ExpiredCertificate, NoCertificate, OldTLS, WrongProtocol, ForeignCluster, Fresh, Clone, Twice, NameTaken, Removed, TooOld, OtherNode, Busy, Refused}
+var classes = []Class{WrongToken, ForeignCertificate, ExpiredCertificate, NoCertificate, OldTLS, WrongProtocol, ForeignCluster, Fresh, Clone, Twice, NameTaken, Removed, TooOld, OtherNode, Starting, Busy, Refused}
 
 // Refusal says why two nodes do not speak to each other, and what to do. Both ends have it.
 type Refusal struct {
@@ -71,7 +72,7 @@ func ClassOf(err error) Class {
 // Permanent reports whether trying again cannot help before somebody does something about it.
 func (r *Refusal) Permanent() bool {
 	switch r.Class {
-	case Busy, Fresh, OtherNode, Twice, ExpiredCertificate:
+	case Starting, Busy, Fresh, OtherNode, Twice, ExpiredCertificate:
 		return false // these pass by themselves: a node starts, stops, or gets the right time
 	}
 	return true
@@ -108,6 +109,12 @@ func RefuseRemoved(h Hello) *Refusal {
 func RefuseClone(h, known Hello) *Refusal {
 	return Refuse(Clone, "%v runs on a copy or an old image of a data directory that was started later (start %d, known is start %d, last at %s): it has forgotten what that one promised. Stop it, move its data directory away, and start it as a new node with --join",
 		h, h.Starts, known.Starts, known.Address)
+}
+
+// RefuseStarting says that h cannot say yet which start of its data directory this is, so that it is not known whether it runs on
+// a copy of one.
+func RefuseStarting(h Hello) *Refusal {
+	return Refuse(Starting, "%v has not opened its data directory yet; it works once it has", h)
 }
 
 // RefuseName says that the name of h is taken.
