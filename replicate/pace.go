@@ -130,11 +130,15 @@ func (n *Node) adapt(ctx context.Context) {
 	}
 }
 
-// trips returns the round trips to the other voters.
+// trips returns the round trips to the other voters. What one that does not answer took before is no longer so: its last answers
+// may have been late because it was about to fail.
 func (n *Node) trips() (out []trip) {
 	for _, s := range n.servers() {
 		if s.Suffrage == raft.Voter && string(s.ID) != n.id.Node {
-			t, _ := n.config.Trip(string(s.ID))
+			t, ok := n.config.Trip(string(s.ID))
+			if !ok {
+				t = 0
+			}
 			out = append(out, t)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -316,6 +317,22 @@ func TestPace(t *testing.T) {
 			if got := n.Profile(); got != then {
 				t.Errorf("the profile is %s, want %s", got, then)
 			}
+		}
+	}
+}
+
+// Of a voter that does not answer nothing is known, whatever it took before: one that fails answers late at last.
+func TestTripOfASilentVoter(t *testing.T) {
+	var known atomic.Bool
+	c := &cluster{t: t, net: newNetwork()}
+	c.config = func(i int, conf *Config) {
+		conf.Trip = func(string) (time.Duration, bool) { return time.Second, known.Load() }
+	}
+	c.grow(2)
+	for want, ok := range map[time.Duration]bool{0: false, time.Second: true} {
+		known.Store(ok)
+		if got := c.leader().trips(); len(got) != 1 || got[0] != want {
+			t.Errorf("the round trips are %v, want %v", got, want)
 		}
 	}
 }
