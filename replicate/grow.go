@@ -44,7 +44,8 @@ type grower struct {
 	settling bool  // a change was made, and changed is still to be found out
 
 	servers []raft.Server // the configuration at the last look
-	even    steadiness    // who is to get a vote from a crowded zone, see rebalance
+	even    steadiness    // who is to get a vote from a crowded zone, or to lose one as it is silent, see rebalance
+	lost    string        // a voter that has been silent for so long that it loses its vote; "": none
 }
 
 func (g *grower) step(ctx context.Context, n *Node) error {

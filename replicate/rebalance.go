@@ -24,6 +24,10 @@ import (
 //	the promotion          demotes one of the most crowded zone, as soon as it may
 //	the demotion           removes the row
 //
+// The row goes with the demotion: of what an operator promoted in between nobody loses a vote. A voter that does not answer
+// between the two steps would keep the cluster at one more than wanted, where it takes one more to be lost: after a while it is
+// the one that goes, also if it is the one that has just got its vote.
+//
 // A zone that comes and goes moves no votes: nothing begins as long as any voter is silent, or the node that is to get a
 // vote was within the time before.
 
@@ -64,8 +68,7 @@ func (g *grower) rebalance(ctx context.Context, n *Node, all []Peer, goal int64)
 		return false, nil
 	}
 	if to != "" {
-		g.even = steadiness{}
-		if !n.caughtUp(all, g.changed) || !n.allAnswer(all, to) {
+		if !n.caughtUp(all, g.changed) || !g.mayMove(n, all, to) {
 			return true, nil // not yet; to look closer costs an entry of the log
 		}
 		return true, g.moveVote(ctx, n, to, goal)
@@ -115,17 +118,31 @@ func mostOf(zones map[string]int) int {
 	return slices.Max(append(slices.Collect(maps.Values(zones)), 0))
 }
 
-// allAnswer reports whether all voters that stay voters answer. Of the most crowded zone, when the vote has come to where it was
-// to go, one may be silent: it is the one that goes.
-func (n *Node) allAnswer(all []Peer, to string) bool {
-	if !slices.ContainsFunc(all, func(p Peer) bool { return p.ID == to && p.Voter }) {
-		return true // a promotion asks for a majority only
+// mayMove reports whether the next step can be made: all voters that stay answer. Of the most crowded zone, when the vote has come
+// to where it was to go, one may be silent: it is the one that goes. So is any other one that has been silent for long.
+func (g *grower) mayMove(n *Node, all []Peer, to string) bool {
+	g.lost = ""
+	zones, voters := votersByZone(all)
+	if voters <= n.config.Voters || !slices.ContainsFunc(all, func(p Peer) bool { return p.ID == to && p.Voter }) {
+		g.even = steadiness{}
+		return true // a promotion asks for a majority only, and the end for nobody
 	}
-	zones, _ := votersByZone(all)
-	from, _ := n.surplus(all, zones, to)
-	return !slices.ContainsFunc(all, func(p Peer) bool {
-		return p.Voter && p.ID != n.id.Node && p.ID != from.ID && !n.answers(p.ID)
-	})
+	from, _ := n.surplus(all, zones, to, "")
+	var silent []string
+	for _, p := range all {
+		if p.Voter && p.ID != n.id.Node && p.ID != from.ID && !n.answers(p.ID) {
+			silent = append(silent, p.ID)
+		}
+	}
+	if len(silent) != 1 || !n.answers(from.ID) {
+		g.even = steadiness{}
+		return len(silent) == 0
+	}
+	if !g.even.lasts(silent[0], time.Now(), n.config.steady) {
+		return false
+	}
+	g.lost = silent[0]
+	return true
 }
 
 // moveVote goes on with a vote that is on its way to a node.
@@ -151,23 +168,30 @@ func (g *grower) moveVote(ctx context.Context, n *Node, to string, goal int64) e
 		n.log.Info("a node becomes a voter, for the spreading over zones", "node", to, "name", p.Name, "zone", p.Zone)
 		return n.suffrage(ctx, to, true, at)
 	}
-	from, ok := n.surplus(all, zones, to)
+	from, ok := n.surplus(all, zones, to, g.lost)
 	if voters <= n.config.Voters || !ok {
 		return n.noteRebalance(ctx, "")
 	}
-	what := fmt.Sprintf("take the vote of node %s, of zone %q, which has too many", from.Name, from.Zone)
+	what := fmt.Sprintf("take the vote of node %s, of zone %q, for the spreading over zones", from.Name, from.Zone)
 	if err := n.canLeave(ctx, what, from.ID, all); err != nil {
 		return err
 	}
-	n.log.Info("a node of the most crowded zone loses its vote", "node", from.ID, "name", from.Name, "zone", from.Zone)
-	return n.suffrage(ctx, from.ID, false, at)
+	n.log.Info("a node loses its vote, for the spreading over zones", "node", from.ID, "name", from.Name, "zone", from.Zone, "answers", n.answers(from.ID))
+	if err := n.suffrage(ctx, from.ID, false, at); err != nil {
+		return err
+	}
+	return n.noteRebalance(ctx, "")
 }
 
-// surplus returns the voter of the most crowded zone that is to lose its vote: not the leader, not the one that has just got
-// its own; and of the others one that does not answer, or cannot do everything, before one that does.
-func (n *Node) surplus(all []Peer, zones map[string]int, to string) (Peer, bool) {
+// surplus returns the voter that is to lose its vote: lost, which has been silent for long, if it still is, or one of the most
+// crowded zone. That is not the leader, nor the one that has just got its own vote; and of the others one that does not answer, or
+// cannot do everything, before one that does.
+func (n *Node) surplus(all []Peer, zones map[string]int, to, lost string) (Peer, bool) {
 	var able []Peer
 	for _, p := range all {
+		if p.ID == lost && p.Voter && !n.answers(lost) {
+			return p, true
+		}
 		if p.Voter && p.ID != n.id.Node && p.ID != to && zones[p.Zone] > 1 {
 			able = append(able, p)
 		}

@@ -131,6 +131,7 @@ func TestRebalanceWaits(t *testing.T) {
 	if got := c.spread(); got != "aaab" {
 		t.Errorf("the voters are of the zones %s, while one that stays lacks a blob", got)
 	}
+	lead.config.steady = time.Hour // so long it may be silent
 	lead.pulse.heard(b, false)
 	c.held.set(b, seq)
 	for range 4 {
@@ -269,6 +270,76 @@ func TestRebalanceEnds(t *testing.T) {
 	c.until("no vote on its way", func() bool { return c.note() == "" })
 	if to, got := c.note(), c.spread(); to != "" || got != "aaa" {
 		t.Errorf("a vote is on its way to %q, which was removed; voters are of the zones %s", to, got)
+	}
+}
+
+// A voter that is silent between the two steps does not keep the cluster at one voter more than wanted: it loses its own, after
+// a while, whoever it is.
+func TestRebalanceWithoutOne(t *testing.T) {
+	for _, test := range []struct {
+		zones, want string
+		dead        int
+	}{
+		{"aacb", "aab", 2}, // of a zone that has no other
+		{"aaab", "aaa", 3}, // the one that has just got its vote
+		{"aaab", "aab", 1}, // of the crowded zone
+	} {
+		c := newCrowd(t, test.zones, 3, time.Nanosecond)
+		lead := c.leader()
+		c.until("one more voter", func() bool { return len(c.spread()) == 4 })
+		lead.config.steady = time.Hour
+		dead := c.nodes[test.dead].ID()
+		if lead.ID() == dead {
+			t.Fatal("the first node does not lead")
+		}
+		lead.pulse.heard(dead, false)
+		crowded := test.dead == 1
+		for range 4 {
+			c.step()
+		}
+		if got := c.spread(); !crowded && len(got) != 4 {
+			t.Errorf("%s: the voters are of the zones %s at once", test.zones, got)
+		}
+		lead.config.steady = time.Nanosecond
+		c.until("one fewer", func() bool { return c.spread() == test.want && c.note() == "" })
+		if slices.ContainsFunc(lead.Members(), func(m Member) bool { return m.ID == dead && m.Voter }) {
+			t.Errorf("%s: the silent one has kept its vote", test.zones)
+		}
+	}
+}
+
+// Who is promoted by an operator while a vote is on its way keeps that, and who is needed is promoted then.
+func TestRebalanceAndOperator(t *testing.T) {
+	c := newCrowd(t, "aaabc", 3, time.Nanosecond)
+	c.until("one more voter", func() bool { return c.spread() == "aaab" || c.spread() == "aaac" })
+	for _, n := range c.nodes[3:] {
+		c.lead("promote", func(lead *Node) error { return lead.Promote(t.Context(), n.ID()) })
+	}
+	for range 6 {
+		c.step()
+	}
+	if got := c.spread(); got != "aabc" || c.note() != "" {
+		t.Errorf("the voters are of the zones %s, a vote is on its way to %q; want aabc: one more than wanted, as the operator promoted one", got, c.note())
+	}
+
+	// Too few are left, and one of them is silent.
+	c = newCrowd(t, "aaaab", 4, time.Nanosecond)
+	lead := c.leader()
+	c.until("one more voter", func() bool { return c.spread() == "aaaab" })
+	lead.config.steady = time.Hour
+	for i := 1; i < 3; i++ {
+		c.lead("demote", func(lead *Node) error { return lead.Demote(t.Context(), c.nodes[i].ID()) })
+	}
+	lead.pulse.heard(c.nodes[4].ID(), false)
+	c.lead("allow", func(lead *Node) error {
+		_, err := lead.propose(t.Context(), holdCommand{c.nodes[1].ID(), false})
+		return err
+	})
+	for range 6 {
+		c.step()
+	}
+	if to := c.note(); to != "" {
+		t.Errorf("a vote is on its way to %s while there are too few", to)
 	}
 }
 
