@@ -496,3 +496,43 @@ func TestBulkLieOnABrokenDisk(t *testing.T) {
 		t.Errorf("%v alarms", got)
 	}
 }
+
+// A node whose catalog is not there yet keeps what an earlier one left unproven, and proves it when the catalog names it.
+func TestBulkAwaitsTheCatalog(t *testing.T) {
+	c := newCluster(t, 3)
+	n := c.nodes[2]
+	c.set(func() { c.down[2], n.paused = true, true })
+	refs := c.fill(5)
+	for i, ref := range refs {
+		d, err := n.store.Create(ref.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Write(c.up.Artifact(module.Version{Path: fmt.Sprintf("example.com/m%d", i), Version: "v1.0.0"}, artifact.Zip)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(n.store.Keep([]*artifact.Draft{d})...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.set(func() { c.quorum = false }) // so that nobody can say whether the catalog is whole
+	looked := make(chan struct{})
+	done, step := sync.OnceFunc(func() { close(looked) }), n.step
+	n.step = func(s string) {
+		step(s)
+		if s == "unproven" {
+			done()
+		}
+	}
+	defer n.follow()()
+	<-looked
+	if got := n.Progress().Unproven; got != len(refs) {
+		t.Errorf("%d of %d are left", got, len(refs))
+	}
+	n.resume()
+	n.until(func(p Progress) bool { return p.Watermark == 5 && p.Unproven == 0 })
+	n.whole(refs)
+	if got := c.fetches(2, 0) + c.fetches(2, 1); got != 0 {
+		t.Errorf("%d are pulled again", got)
+	}
+}

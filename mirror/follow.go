@@ -130,6 +130,7 @@ func (m *Mirror) Follow(ctx context.Context) error {
 	m.resume()
 	var others sync.WaitGroup
 	others.Go(func() { m.locate(ctx) })
+	others.Go(func() { m.findUnproven(ctx) })
 	others.Go(func() { m.proveAll(ctx) })
 	f.run(ctx)
 	others.Wait()
@@ -256,6 +257,8 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 	for k, ref := range blobsOf(c.Manifest) {
 		err := f.here(ctx, ref)
 		switch {
+		case err == nil && f.m.config.Store.HasUnproven(ref): // an earlier process left it
+			f.m.prover.add(ref.Digest, c.Seq)
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
 			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: f.m.losses.has(ref.Digest)}

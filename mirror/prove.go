@@ -96,11 +96,6 @@ func (p *prover) next() (d artifact.Digest, ok bool) {
 
 // proveAll proves what is unproven, in the background, until ctx ends.
 func (m *Mirror) proveAll(ctx context.Context) {
-	for !m.findUnproven(ctx) {
-		if !pause(ctx, proveRetry) {
-			return
-		}
-	}
 	var proven []artifact.Ref // to be made durable together
 	settle := func() {
 		if err := m.settleProven(proven); err != nil {
@@ -165,37 +160,71 @@ func (m *Mirror) whileOthersWork(ctx context.Context) {
 	}
 }
 
-// findUnproven looks in the catalog what those blobs are of that an earlier process left unproven. It is false if the catalog cannot
-// say now. What the catalog does not name is removed.
-func (m *Mirror) findUnproven(ctx context.Context) bool {
-	wanted := map[artifact.Digest]bool{}
-	for _, d := range m.config.Store.UnprovenDigests() {
-		if _, known := m.prover.place(d); !known {
-			wanted[d] = true
+// findUnproven finds out, until ctx ends, what those blobs are of that an earlier process left unproven, and removes what the catalog
+// does not name. It looks at once, but removes nothing before the catalog has all that is committed anywhere: the one of a new node
+// that was given the directory of an old one knows nothing at first.
+func (m *Mirror) findUnproven(ctx context.Context) {
+	for looked := false; ; {
+		whole := m.catalogSettled(ctx) // asked before the catalog is read
+		if whole || !looked {
+			left, err := m.lookUnproven(ctx)
+			if err == nil && whole {
+				m.dropUnproven(left)
+			}
+			if err == nil && (whole || len(left) == 0) {
+				return
+			}
+			looked = err == nil
+		}
+		m.reached("unproven")
+		if !pause(ctx, proveRetry) {
+			return
 		}
 	}
-	if len(wanted) == 0 {
-		return true
+}
+
+// catalogSettled reports whether this node's catalog has all that is committed anywhere.
+func (m *Mirror) catalogSettled(ctx context.Context) bool {
+	if m.config.Names == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return m.config.Names.Settle(ctx) == nil
+}
+
+// lookUnproven has those blobs proven that are unproven and that the catalog names, and returns the others.
+func (m *Mirror) lookUnproven(ctx context.Context) (left map[artifact.Digest]bool, err error) {
+	left = map[artifact.Digest]bool{}
+	for _, d := range m.config.Store.UnprovenDigests() {
+		if _, known := m.prover.place(d); !known {
+			left[d] = true
+		}
+	}
+	if len(left) == 0 {
+		return left, nil
 	}
 	for c, err := range m.config.Changes.Changes(ctx, 0) {
 		if err != nil {
-			m.log.Warn("the catalog cannot say what unproven blobs are of", "blobs", len(wanted), "err", err)
-			return false
+			m.log.Warn("the catalog cannot say what unproven blobs are of", "blobs", len(left), "err", err)
+			return left, err
 		}
 		for _, ref := range blobsOf(c.Manifest) {
-			if wanted[ref.Digest] {
-				delete(wanted, ref.Digest)
+			if left[ref.Digest] {
+				delete(left, ref.Digest)
 				m.prover.add(ref.Digest, c.Seq)
 			}
 		}
-		if len(wanted) == 0 {
-			return true
+		if len(left) == 0 {
+			break
 		}
 	}
-	if ctx.Err() != nil {
-		return false
-	}
-	for d := range wanted {
+	return left, context.Cause(ctx)
+}
+
+// dropUnproven removes blobs that nothing names.
+func (m *Mirror) dropUnproven(unnamed map[artifact.Digest]bool) {
+	for d := range unnamed {
 		if _, known := m.prover.place(d); known { // the follower has just brought it
 			continue
 		}
@@ -203,10 +232,9 @@ func (m *Mirror) findUnproven(ctx context.Context) bool {
 			m.log.Warn("an unproven blob that nothing names cannot be removed", "digest", d, "err", err)
 		}
 	}
-	return true
 }
 
-// named returns the manifest that names d, and as what.
+// namedAt returns the manifest that names d, and as what.
 func (m *Mirror) namedAt(ctx context.Context, d artifact.Digest, seq int64) (artifact.Manifest, artifact.Kind, error) {
 	for c, err := range m.config.Changes.Changes(ctx, seq) {
 		if err != nil {
