@@ -171,6 +171,9 @@ func TestBulkRestart(t *testing.T) {
 	stop := n.follow()
 	n.until(func(p Progress) bool { return p.Watermark == 30 && p.Unproven == 30 })
 	stop()
+	if got := n.cursor(); got != "" && got != `{"next":0}` {
+		t.Errorf("an earlier version would take the blobs for held: %s", got)
+	}
 	release()
 	before := net.asked
 	n.boot()

@@ -46,7 +46,7 @@ const (
 
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
 // some at a time and in no order, in bulk where that is much (bulkpull.go); its watermark is the place of the first change of which a blob is missing. The watermark is
-// kept in follow.json, and moves only when every blob before it is durable. What is true if the process dies:
+// kept in follow.json, as far as every blob before it is proven, and moves only when every blob before it is durable. What is true if the process dies:
 //
 //	during a pull              a leftover in tmp/; the blob is missing, and the watermark is before it
 //	after the blob is durable  the same watermark; the next process finds the blob and goes on
@@ -134,6 +134,7 @@ func (m *Mirror) Follow(ctx context.Context) error {
 	others.Go(func() { m.proveAll(ctx) })
 	f.run(ctx)
 	others.Wait()
+	f.save(true) // some may have been proven
 	return nil
 }
 

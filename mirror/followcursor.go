@@ -46,13 +46,20 @@ func (f *follower) load() {
 	f.report()
 }
 
-// save keeps the watermark, if it moved: now and then, and at the end.
+// save keeps the watermark, if it moved: now and then, and at the end. It keeps no place behind a change of which a blob is unproven:
+// a version that knows of no such blobs takes what is before the cursor for held, and would never look for them.
 func (f *follower) save(now bool) {
-	w := f.watermark()
-	if w == f.saved || !now && time.Now().Before(f.saveAt) {
+	if f.watermark() == f.saved || !now && time.Now().Before(f.saveAt) {
 		return
 	}
 	f.saveAt = time.Now().Add(followSave)
+	w := f.watermark()
+	if seq, ok := f.m.prover.first(); ok {
+		w = min(w, seq)
+	}
+	if w == f.saved {
+		return
+	}
 	b, err := json.Marshal(cursor{Next: w, Node: f.m.config.Node, Doubt: f.doubt})
 	if err == nil {
 		fault.Point(fault.CursorSave)

@@ -80,6 +80,19 @@ func (p *prover) place(d artifact.Digest) (seq int64, ok bool) {
 	return seq, ok
 }
 
+// first returns the first place of a change that names one of them; ok is false if there are none. It looks at all: it is asked for
+// now and then.
+func (p *prover) first() (seq int64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, at := range p.of {
+		if !ok || at < seq {
+			seq, ok = at, true
+		}
+	}
+	return seq, ok
+}
+
 // next returns a blob that is to be proven.
 func (p *prover) next() (d artifact.Digest, ok bool) {
 	p.mu.Lock()
