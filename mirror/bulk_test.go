@@ -539,3 +539,37 @@ func TestBulkAwaitsTheCatalog(t *testing.T) {
 		t.Errorf("%d are pulled again", got)
 	}
 }
+
+// A blob that gets its place between two looks is not taken for missing.
+func TestBulkProvenMeanwhile(t *testing.T) {
+	c, _, refs := newBulkCluster(t, 20)
+	n := c.nodes[2]
+	release := n.noChecks()
+	defer release()
+	stop := n.follow()
+	n.until(func(p Progress) bool { return p.Watermark == 20 && p.Unproven == 20 })
+	stop()
+	next := 0
+	n.step = func(s string) {
+		if s == "absent" { // somebody else has compared it
+			if err := n.store.Prove(refs[next : next+1]); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	f, err := n.Hand(t.Context(), refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	next++
+	man, err := n.index.Manifest(t.Context(), module.Version{Path: "example.com/m1", Version: "v1.0.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, f, err = n.load(t.Context(), man, artifact.Zip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+}

@@ -69,13 +69,7 @@ func (m *Mirror) giveOne(ctx context.Context, ref artifact.Ref, out *bufio.Write
 // its go.sum hash is compared if that was not done yet: bytes that are not proven leave this node no more than they reach a client.
 // The error matches [io/fs.ErrNotExist] if this node does not have it.
 func (m *Mirror) Hand(ctx context.Context, ref artifact.Ref) (*os.File, error) {
-	f, err := m.config.Store.OpenContext(ctx, ref)
-	if errors.Is(err, fs.ErrNotExist) && m.config.Store.HasUnproven(ref) {
-		if err := m.proveUnnamed(ctx, ref); err != nil {
-			return nil, notAbsent(err)
-		}
-		f, err = m.config.Store.OpenContext(ctx, ref)
-	}
+	f, err := m.open(ctx, ref, func() error { return m.proveUnnamed(ctx, ref) })
 	if errors.Is(err, artifact.ErrDamaged) { // so this node does not have it
 		m.ReportDamage(ref.Digest, err)
 		err = fmt.Errorf("%v: %w", err, fs.ErrNotExist)

@@ -325,6 +325,21 @@ func (m *Mirror) prove(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	return err
 }
 
+// open opens a blob that is here, after prove has compared it if it is unproven. The error matches fs.ErrNotExist if it is not here.
+func (m *Mirror) open(ctx context.Context, ref artifact.Ref, prove func() error) (*os.File, error) {
+	f, err := m.config.Store.OpenContext(ctx, ref)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	m.reached("absent")
+	if m.config.Store.HasUnproven(ref) {
+		if err := prove(); err != nil {
+			return nil, notAbsent(err)
+		}
+	}
+	return m.config.Store.OpenContext(ctx, ref) // also if it has got its place since the first look
+}
+
 // intact is DurableIntact of the store for a published blob, which is proven if that was not done yet.
 func (m *Mirror) intact(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
 	ref := man.Ref(k)

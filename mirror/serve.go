@@ -412,13 +412,7 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 		}
 		return b, nil, nil
 	}
-	f, err := m.config.Store.OpenContext(ctx, ref)
-	if errors.Is(err, fs.ErrNotExist) && m.config.Store.HasUnproven(ref) {
-		if err := m.prove(ctx, man, k); err != nil {
-			return nil, nil, notAbsent(fmt.Errorf("%s %s: %w", man.Module, k, err))
-		}
-		f, err = m.config.Store.OpenContext(ctx, ref)
-	}
+	f, err := m.open(ctx, ref, func() error { return m.prove(ctx, man, k) })
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("published, but its bytes are missing here: %w", artifact.ErrDamaged)
 	}
