@@ -105,7 +105,7 @@ func (d *Draft) spill() error {
 
 // Flush begins to fsync what was written, so that Commit has less to wait for: the caller can check the bytes meanwhile. They are not
 // durable before Commit returns. Of a draft in memory there is nothing to fsync yet: the file that it becomes would be taken for
-// durable.
+// durable. It does nothing while many others are under way: each has a thread of the system.
 func (d *Draft) Flush() {
 	if d.f == nil || d.err != nil || d.flush != nil {
 		return
@@ -113,9 +113,17 @@ func (d *Draft) Flush() {
 	if _, ok := d.f.(*memory); ok {
 		return
 	}
+	select {
+	case d.s.flushes <- struct{}{}:
+	default:
+		return
+	}
 	f, flush := d.f, make(chan error, 1)
 	d.flush = flush
-	go func() { flush <- d.s.fsync(f) }()
+	go func() {
+		defer func() { <-d.s.flushes }()
+		flush <- d.s.fsync(f)
+	}()
 }
 
 // awaitFlush waits for the end of the fsync that Flush began, if there is one. Its failure is one of the disk, whatever becomes

@@ -67,7 +67,8 @@ type Store struct {
 	verified verified
 	reserved reservations
 	unproven shelved
-	restored atomic.Int64 // blobs that came back from the trash
+	flushes  chan struct{} // slots of Flush
+	restored atomic.Int64  // blobs that came back from the trash
 
 	hung    time.Duration // Hung, but for tests
 	writing context.Context
@@ -144,6 +145,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
+	s.flushes = make(chan struct{}, keepSyncs)
 	s.unproven.sizes, s.unproven.passed = map[Digest]int64{}, map[Digest]bool{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}

@@ -28,7 +28,8 @@ import (
 // All are in one directory, so that one fsync of it is enough for all that came together: in 256 it would be nearly one for each.
 const unprovenDir = "unproven"
 
-// keepSyncs is how many fsyncs of one Keep are under way at a time: the file system makes one commit of its journal for many.
+// keepSyncs is how many fsyncs of one Keep are under way at a time, and how many that Flush began: the file system makes one commit of
+// its journal for many.
 const keepSyncs = 32
 
 // shelved is what stands in unproven/, durably.

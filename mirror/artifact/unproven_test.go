@@ -333,3 +333,37 @@ func TestProveFails(t *testing.T) {
 		}
 	}
 }
+
+// However many drafts come in at a time, on a disk that hangs no more threads wait than are useful.
+func TestFlushIsBounded(t *testing.T) {
+	s, d := openUnsafe(t, t.TempDir())
+	gate := make(chan bool)
+	d.slow = "fsync"
+	d.hang.Store(&gate)
+	var drafts []*Draft
+	under := 0
+	for i := range keepSyncs + 8 {
+		draft, err := s.Create(100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(draft, "blob %d", i); err != nil {
+			t.Fatal(err)
+		}
+		draft.Flush()
+		if draft.flush != nil {
+			under++
+		}
+		drafts = append(drafts, draft)
+	}
+	if under != keepSyncs {
+		t.Errorf("%d fsyncs are under way, want %d", under, keepSyncs)
+	}
+	close(gate)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Error(err)
+	}
+	if n, _ := s.Unproven(); n != len(drafts) {
+		t.Errorf("%d of %d are kept", n, len(drafts))
+	}
+}
