@@ -35,7 +35,9 @@ func (f *Follower) Claim() *Claim {
 	owed := slices.Clone(s.Owed)
 	slices.SortFunc(owed, func(a, b Owed) int { return a.At.Compare(b.At) })
 	if len(owed) > maxClaimed {
-		c.Since = owed[maxClaimed].At
+		if first := owed[maxClaimed].At; first.Before(c.Since) { // what is owed may be beyond an entry that is not done
+			c.Since = first
+		}
 		owed = owed[:maxClaimed]
 	}
 	for i := range owed {

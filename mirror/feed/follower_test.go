@@ -531,6 +531,19 @@ func TestClaimIsBounded(t *testing.T) {
 	}
 }
 
+// What is owed of a page beyond its first entry that is not done is no reason to claim more than that: whoever believed it would
+// pass over the entry.
+func TestClaimStopsAtTheCursor(t *testing.T) {
+	f := newPlace(t, t.TempDir()).follower(nil)
+	f.leading, f.state.Feed, f.state.Since = true, "C1", time.UnixMicro(1000)
+	for i := range maxClaimed + 5 {
+		f.note(Entry{Path: fmt.Sprintf("example.com/m%d", i), Version: "v1.0.0", Timestamp: time.UnixMicro(int64(1001 + i))}, artifact.ErrRefused)
+	}
+	if c := f.Claim(); !c.Since.Equal(time.UnixMicro(1000)) {
+		t.Errorf("claims all before %v, and has all before 1000", c.Since.UnixMicro())
+	}
+}
+
 func TestOnce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		breaks map[string]error
