@@ -73,6 +73,7 @@ type Follower struct {
 	root    *os.Root
 
 	failures int // entries that could not be had, in a row; of follow's goroutine
+	room     int // how many versions are owed at most
 
 	mu      sync.Mutex // guards all below
 	state   state
@@ -102,7 +103,7 @@ func New(c Config) (*Follower, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Follower{config: c, log: c.Log, zips: make(chan struct{}, c.Zips)}
+	f := &Follower{config: c, log: c.Log, zips: make(chan struct{}, c.Zips), room: maxOwed}
 	f.status = Status{Source: c.Source.String(), State: StateWaiting, Behind: -1}
 	f.metrics = newMetrics(c.Metrics, f)
 	return f, nil
@@ -171,8 +172,11 @@ func (f *Follower) follow(ctx context.Context) (done bool, err error) {
 	failures, idle := 0, false
 	for ctx.Err() == nil {
 		if !f.hasRoom() {
+			if f.config.Once && f.triedAll() {
+				return f.settle(ctx)
+			}
 			f.set(func(s *Status) {
-				s.State = fmt.Sprintf("waiting: %d versions could not be had, and no more are noted", maxOwed)
+				s.State = fmt.Sprintf("waiting: %d versions could not be had, and no more are noted", f.room)
 			})
 			pause(ctx, saveEvery)
 			continue

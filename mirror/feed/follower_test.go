@@ -544,6 +544,34 @@ func TestClaimStopsAtTheCursor(t *testing.T) {
 	}
 }
 
+// With Once it ends also if more is owed than is noted.
+func TestOnceWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlace(t, t.TempDir())
+		p.publish("example.com/m", "zip")
+		f := p.follower(func(c *Config) { c.Once = true })
+		p.broken[""] = artifact.ErrRefused
+		s := state{Format: stateFormat, Source: p.String(), Feed: p.id, Cluster: "D1", Since: p.now().Add(-time.Microsecond)}
+		f.room = 3
+		for i := range f.room {
+			s.Owed = append(s.Owed, Owed{Path: fmt.Sprintf("example.com/owed%d", i), Version: "v1.0.0", At: s.Since.Add(-time.Hour), Parts: []string{"zip"}})
+		}
+		root, err := os.OpenRoot(p.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		if err := s.save(root); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := f.Run(ctx); !errors.Is(err, ErrIncomplete) {
+			t.Errorf("%v, want %v", err, ErrIncomplete)
+		}
+	})
+}
+
 func TestOnce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		breaks map[string]error

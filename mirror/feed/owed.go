@@ -23,7 +23,7 @@ const (
 func (f *Follower) owe(e Entry, err error, refused bool, now time.Time) bool {
 	i := slices.IndexFunc(f.state.Owed, func(o Owed) bool { return o.module() == e.Module() })
 	if i < 0 {
-		if len(f.state.Owed) >= maxOwed {
+		if len(f.state.Owed) >= f.room {
 			return false
 		}
 		f.state.Owed = append(f.state.Owed, Owed{Path: e.Path, Version: e.Version, First: now})
@@ -63,7 +63,7 @@ func (f *Follower) forgive(e Entry) {
 func (f *Follower) hasRoom() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.state.Owed) < maxOwed
+	return len(f.state.Owed) < f.room
 }
 
 // triedAll reports whether all that is owed was tried in vain often enough for now.
