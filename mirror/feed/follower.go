@@ -75,6 +75,8 @@ type Follower struct {
 	failures int // entries that could not be had, in a row; of follow's goroutine
 	room     int // how many versions are owed at most
 
+	saving sync.Mutex // held while the state is written: what follows and what tries again both do
+
 	mu      sync.Mutex // guards all below
 	state   state
 	leading bool // state is of a node that follows
@@ -294,6 +296,8 @@ func (f *Follower) settle(ctx context.Context) (done bool, err error) {
 
 // save keeps the state, if it has changed: now and then, or now.
 func (f *Follower) save(now bool) {
+	f.saving.Lock()
+	defer f.saving.Unlock()
 	f.mu.Lock()
 	if !f.dirty || !now && time.Since(f.saved) < saveEvery {
 		f.mu.Unlock()

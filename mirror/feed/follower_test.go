@@ -572,6 +572,38 @@ func TestOnceWithoutRoom(t *testing.T) {
 	})
 }
 
+// Two that save at the same time, as what follows and what tries again do, leave a state that can be read.
+func TestSavesDoNotMix(t *testing.T) {
+	p := newPlace(t, t.TempDir())
+	f := p.follower(nil)
+	root, err := os.OpenRoot(p.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	f.root, f.state = root, state{Format: stateFormat, Source: p.String(), Feed: "C1", Cluster: "D1", Since: p.now()}
+	for range 50 {
+		f.set(func(*Status) {
+			f.dirty = true
+			f.state.Owed = append(f.state.Owed, Owed{Path: strings.Repeat("a", len(f.state.Owed))})
+		})
+		var both sync.WaitGroup
+		for range 4 {
+			both.Go(func() {
+				f.set(func(*Status) { f.dirty = true })
+				f.save(true)
+			})
+		}
+		both.Wait()
+		if f.dirty {
+			t.Fatal("a save failed")
+		}
+		if s, err := load(root, p.String(), "D1"); err != nil || len(s.Owed) != len(f.state.Owed) {
+			t.Fatalf("%d are owed in the file, want %d: %v", len(s.Owed), len(f.state.Owed), err)
+		}
+	}
+}
+
 func TestOnce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		breaks map[string]error
