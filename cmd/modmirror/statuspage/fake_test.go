@@ -35,10 +35,13 @@ func newFake() *fake {
 	return &fake{more: make(chan struct{}), hold: make(map[string][]string), show: healthy(3)}
 }
 
-func (f *fake) Cluster(context.Context) Cluster {
+func (f *fake) Cluster(ctx context.Context) Cluster {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.looked++
+	if err := ctx.Err(); err != nil {
+		return Cluster{Problems: []string{err.Error()}}
+	}
 	return f.show
 }
 

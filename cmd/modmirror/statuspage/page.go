@@ -183,7 +183,9 @@ func (g *glance) cluster(ctx context.Context, p *Page) (Cluster, error) {
 	}
 	closed := p.hub.stop.Err() != nil // then all has just become different
 	if now := p.now(); closed || g.at.IsZero() || now.Sub(g.at) >= glanceAge || now.Before(g.at) {
-		g.last, g.at = p.config.Source.Cluster(ctx), now
+		look, cancel := context.WithTimeout(context.WithoutCancel(ctx), glanceWait) // it is for all who ask, whoever goes away
+		defer cancel()
+		g.last, g.at = p.config.Source.Cluster(look), now
 	}
 	return g.last, nil
 }

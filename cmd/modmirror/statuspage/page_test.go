@@ -386,3 +386,17 @@ func TestModuleOf(t *testing.T) {
 		}
 	}
 }
+
+// A reader that goes away does not spoil for the others what is looked at once for all.
+func TestGlanceOfWhoGoesAway(t *testing.T) {
+	p := newPage(t, newFake())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 { // whether there is a turn or the reader is gone first is chance
+		_, err := p.glance.cluster(ctx, p)
+		if c, _ := p.glance.cluster(t.Context(), p); len(c.Problems) > 0 || len(c.Zones) == 0 {
+			t.Fatalf("after a reader went away (%v) the page has the problems %v", err, c.Problems)
+		}
+		p.glance.at = time.Time{}
+	}
+}
