@@ -3,6 +3,7 @@ package statuspage
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -72,11 +73,12 @@ func (p *Page) beginning(ctx context.Context, q, after string) (out []string, mo
 	return out, len(out) > 0, nil
 }
 
-// having adds to f paths that have q in them, but not at the beginning.
+// having adds to f paths that have q in them, but not at the beginning. Where it stops is named to whoever asked, so it stops only
+// at a path that may be.
 func (p *Page) having(ctx context.Context, q, after string, f *found) error {
 	low := strings.ToLower(q)
-	for f.Scanned < maxScanned {
-		paths, err := p.config.Source.Modules(ctx, "", after, min(scanPage, maxScanned-int(f.Scanned)))
+	for {
+		paths, err := p.config.Source.Modules(ctx, "", after, scanPage)
 		if err != nil {
 			return err
 		}
@@ -92,12 +94,19 @@ func (p *Page) having(ctx context.Context, q, after string, f *found) error {
 				return nil
 			}
 		}
-		if len(paths) < min(scanPage, maxScanned) {
+		if len(paths) < scanPage {
 			return nil
 		}
+		if f.Scanned < maxScanned {
+			continue
+		}
+		for _, path := range slices.Backward(paths) {
+			if !p.config.Private(path) {
+				f.Next = inWithin + path
+				return nil
+			}
+		}
 	}
-	f.Next = inWithin + after
-	return nil
 }
 
 // results is the data of the page of results.

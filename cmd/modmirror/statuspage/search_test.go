@@ -159,3 +159,45 @@ func TestSearchSlots(t *testing.T) {
 		t.Errorf("afterwards: %d", w.Code)
 	}
 }
+
+// No page names a private module, also not as the place where the next page goes on, and the search goes on all the same.
+func TestSearchGoesOnPastPrivate(t *testing.T) {
+	f := newFake()
+	for i := range 2*maxScanned + 10 {
+		path := fmt.Sprintf("public.example.com/m%07d", i)
+		if i == maxScanned-1 || i > maxScanned+2 && i < 2*maxScanned+9 { // the last of one page, and all of another
+			path = fmt.Sprintf("public.example.com/m%07d-secret", i)
+		}
+		f.paths = append(f.paths, path)
+	}
+	f.paths = append(f.paths, "zzz.example.com/needle")
+	p, err := New(Config{Source: f, Private: func(path string) bool { return strings.HasSuffix(path, "-secret") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	var found []string
+	pages := 0
+	for at := "/search?q=needle"; at != ""; pages++ {
+		if pages > 5 {
+			t.Fatal("the search does not come to an end")
+		}
+		d := parsed(t, ask(p, at))
+		at = ""
+		for _, e := range d.elements {
+			href := attr(e, "href")
+			if strings.Contains(href, "secret") {
+				t.Errorf("page %d names a private module: %s", pages+1, href)
+			}
+			if path, ok := ModuleOf(href); ok {
+				found = append(found, path)
+			}
+			if attr(e, "rel") == "next" {
+				at = href
+			}
+		}
+	}
+	if !slices.Equal(found, []string{"zzz.example.com/needle"}) {
+		t.Errorf("%v is found on %d pages", found, pages)
+	}
+}
