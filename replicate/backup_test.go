@@ -46,6 +46,14 @@ func TestRefound(t *testing.T) {
 		return lead.Remove(t.Context(), gone)
 	})
 
+	old.lead("note where a vote goes", func(lead *Node) error { return lead.noteRebalance(t.Context(), old.nodes[2].ID()) })
+	waitFor(t, "the note at node 2", func() (noted bool) {
+		if err := old.nodes[2].view(func(s state) error { noted = s.rebalancing() != ""; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return noted
+	})
+
 	dir := t.TempDir()
 	path := saved(t, old.nodes[2].catalog, dir)
 	c, err := OpenCatalogFile(path)
@@ -99,6 +107,9 @@ func TestRefound(t *testing.T) {
 	if err := n.view(func(s state) error {
 		if s.gone(gone) {
 			t.Error("who was removed from the old cluster is in the table of the new one")
+		}
+		if to := s.rebalancing(); to != "" {
+			t.Errorf("a vote is on its way to node %s of the old cluster", to)
 		}
 		return nil
 	}); err != nil {

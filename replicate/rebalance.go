@@ -3,7 +3,9 @@ package replicate
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"time"
@@ -152,11 +154,11 @@ func (g *grower) moveVote(ctx context.Context, n *Node, to string, goal int64) e
 	}
 	defer func() { <-n.turn }()
 	at, p, all, err := n.member(ctx, to)
-	if err != nil {
-		if gone, gerr := n.isGone(to); gerr != nil || !gone {
-			return err
-		}
+	if errors.Is(err, fs.ErrNotExist) { // removed, or of the cluster that this catalog is a backup of
 		return n.noteRebalance(ctx, "")
+	}
+	if err != nil {
+		return err
 	}
 	zones, voters := votersByZone(all)
 	if !p.Voter {

@@ -343,6 +343,19 @@ func TestRebalanceAndOperator(t *testing.T) {
 	}
 }
 
+// A vote that is on its way to a node that nobody knows, as in a catalog that was restored for a new cluster, keeps nobody from
+// being promoted.
+func TestRebalanceToNobody(t *testing.T) {
+	c := newCrowd(t, "ab", 1, time.Nanosecond)
+	for _, n := range c.nodes {
+		if err := n.update(func(s state) error { return s.bucket(bucketConfig).Put(keyRebalance, []byte("LOST")) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.leader().config.Voters = 3
+	c.until("a second voter", func() bool { return c.spread() == "ab" && c.note() == "" })
+}
+
 // Below its level a vote is not moved, and nobody gets one that is not known.
 func TestRebalanceNeedsLevel(t *testing.T) {
 	m := newMachine(t)

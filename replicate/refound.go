@@ -113,7 +113,7 @@ func refoundCatalog(path string, id identity, audit []Audit) (index, term uint64
 			return fmt.Errorf("nothing was ever committed to this catalog: %w", artifact.ErrRefused)
 		}
 		b := s.bucket(bucketConfig)
-		if err := errors.Join(deleteAll(b, nodePrefix), deleteAll(b, gonePrefix), b.Put(keyCluster, []byte(id.Cluster))); err != nil {
+		if err := errors.Join(deleteAll(b, nodePrefix), deleteAll(b, gonePrefix), b.Delete(keyRebalance), b.Put(keyCluster, []byte(id.Cluster))); err != nil {
 			return err
 		}
 		// The address is the one that a node without others has. Where it is, it registers when it starts.
