@@ -182,6 +182,7 @@ func (g *grower) moveVote(ctx context.Context, n *Node, to string, goal int64) e
 	if err := n.suffrage(ctx, from.ID, false, at); err != nil {
 		return err
 	}
+	g.even = steadiness{} // if it comes back it has to stay before it gets a vote again
 	return n.noteRebalance(ctx, "")
 }
 

@@ -305,6 +305,9 @@ func TestRebalanceWithoutOne(t *testing.T) {
 		if slices.ContainsFunc(lead.Members(), func(m Member) bool { return m.ID == dead && m.Voter }) {
 			t.Errorf("%s: the silent one has kept its vote", test.zones)
 		}
+		if even := c.grown[lead].even; even.what == dead {
+			t.Errorf("%s: it counts that the silent one was so, since %v, when it comes back", test.zones, even.since)
+		}
 	}
 }
 
