@@ -182,11 +182,16 @@ func (n *node) follow(ctx context.Context) error {
 // acquirer is this mirror as what is kept up to date.
 type acquirer struct{ *mirror.Mirror }
 
-// Acquire has the class of what is not wanted also for what no client could ask for.
+// Acquire has the class of what is not wanted also for what no client could ask for, and not for what the other mirror, or the
+// checksum database, does not hand over to this one: it is wanted, and missing.
 func (a acquirer) Acquire(ctx context.Context, mv module.Version, k artifact.Kind) error {
 	err := a.Mirror.Acquire(ctx, mv, k)
-	if errors.Is(err, mirror.ErrBadRequest) {
-		err = fmt.Errorf("%w: %w", err, artifact.ErrPolicy)
+	said := (*upstream.Error)(nil)
+	switch {
+	case errors.Is(err, mirror.ErrBadRequest):
+		return fmt.Errorf("%w: %w", err, artifact.ErrPolicy)
+	case errors.Is(err, artifact.ErrPolicy) && errors.As(err, &said):
+		return fmt.Errorf("%v: %w", err, artifact.ErrUnavailable)
 	}
 	return err
 }

@@ -212,12 +212,13 @@ func TestFollowerIsKilled(t *testing.T) {
 	}
 }
 
-// lyingFront stands in front of a mirror, and lies about one path as long as it is told to; or is away.
+// lyingFront stands in front of a mirror, and lies about one path as long as it is told to, or forbids it; or is away.
 type lyingFront struct {
-	path atomic.Pointer[string]
-	away atomic.Bool
-	next *httputil.ReverseProxy
-	srv  *httptest.Server
+	path    atomic.Pointer[string]
+	forbids atomic.Pointer[string]
+	away    atomic.Bool
+	next    *httputil.ReverseProxy
+	srv     *httptest.Server
 }
 
 func newLyingFront(t *testing.T, target string) (*lyingFront, string) {
@@ -247,6 +248,10 @@ func newLyingFront(t *testing.T, target string) (*lyingFront, string) {
 func (l *lyingFront) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if l.away.Load() {
 		panic(http.ErrAbortHandler)
+	}
+	if path := l.forbids.Load(); path != nil && r.URL.Path == *path {
+		http.Error(w, "not for you", http.StatusForbidden)
+		return
 	}
 	l.next.ServeHTTP(w, r)
 }
@@ -330,6 +335,29 @@ func TestFollowSourceIsAway(t *testing.T) {
 	c.end(p)
 	if out, err := c.once("--private", "example.com/*"); err != nil || !strings.Contains(out, "complete through") {
 		t.Errorf("follow --once of what is here: %v\n%s", err, out)
+	}
+}
+
+// What the other mirror lists and does not hand over, as one does that wants credentials, is missing, and not unwanted.
+func TestFollowForbiddingSource(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(11, 12))
+	s := newSite(t)
+	s.load()
+	source := s.start()
+	l, front := newLyingFront(t, source.url)
+	c := newCopy(s, front)
+	m := s.addRandom(r, "example.com/mine")
+	c.want(source, artifactPath(m, artifact.Zip), 200)
+	forbidden := artifactPath(m, artifact.Zip)
+	l.forbids.Store(&forbidden)
+	out, err := c.once()
+	if code(err) != 1 || !strings.Contains(out, "1 could not be had") || !strings.Contains(out, "not for you") {
+		t.Errorf("follow --once: %v\n%s", err, out)
+	}
+	l.forbids.Store(nil)
+	if out, err = c.once(); err != nil {
+		t.Errorf("follow --once of what is handed over now: %v\n%s", err, out)
 	}
 }
 
