@@ -741,7 +741,7 @@ func TestManyLossesAreLocated(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Follow(ctx) }()
 	defer func() { cancel(); <-done }()
-	for deadline := time.Now().Add(20 * time.Second); s.Health().Unhealed > 0; { // they are here, as the follower finds
+	for deadline := time.Now().Add(2 * time.Minute); s.Health().Unhealed > 0; { // they are here, as the follower finds
 		if time.Now().After(deadline) {
 			t.Fatalf("%d are still not looked for", s.Health().Unhealed)
 		}
