@@ -46,10 +46,8 @@ type shelved struct {
 func (u *shelved) add(r Ref) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if _, ok := u.sizes[r.Digest]; !ok {
-		u.sizes[r.Digest] = r.Size
-		u.bytes += r.Size
-	}
+	u.bytes += r.Size - u.sizes[r.Digest] // there may have been a file of another size, which had rotted
+	u.sizes[r.Digest] = r.Size
 }
 
 func (u *shelved) drop(d Digest) {

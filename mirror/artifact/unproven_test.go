@@ -367,3 +367,34 @@ func TestFlushIsBounded(t *testing.T) {
 		t.Errorf("%d of %d are kept", n, len(drafts))
 	}
 }
+
+// A file that lost its end is not here, and the right one that takes its place is.
+func TestKeepInPlaceOfATruncatedOne(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drafts, refs := pulledDrafts(t, s, 2)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := os.Truncate(filepath.Join(dir, unprovenName(refs[1].Digest)), 3); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = OpenStore(dir); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.HasUnproven(refs[1]) {
+		t.Error("what is left of it is here")
+	}
+	drafts, _ = pulledDrafts(t, s, 2)
+	if err := errors.Join(s.Keep(drafts)...); err != nil {
+		t.Fatal(err)
+	}
+	if n, size := s.Unproven(); !s.HasUnproven(refs[1]) || n != 2 || size != refs[0].Size+refs[1].Size {
+		t.Errorf("HasUnproven %v, %d blobs of %d bytes", s.HasUnproven(refs[1]), n, size)
+	}
+}
