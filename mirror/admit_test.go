@@ -293,6 +293,15 @@ func TestErrorsTravel(t *testing.T) {
 			t.Errorf("%v (%d) becomes %v (%d)", err, statusOf(err), got, statusOf(got))
 		}
 	}
+	silent := fmt.Errorf("no answer: %w: %w", artifact.ErrUnavailable, context.DeadlineExceeded)
+	for range 2 { // over two nodes
+		if silent = travel(silent); !errors.Is(silent, artifact.ErrUnavailable) || statusOf(silent) != 504 {
+			t.Errorf("an upstream that is silent becomes %v (%d)", silent, statusOf(silent))
+		}
+	}
+	if errors.Is(travel(&waitError{time.Second}), artifact.ErrUnavailable) {
+		t.Error("a node that is late looks like a silent upstream")
+	}
 	if got := travel(errors.New("a bug")); isAbsent(got) || statusOf(got) < 500 {
 		t.Errorf("an unclassified error becomes %d", statusOf(got))
 	}

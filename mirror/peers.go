@@ -98,6 +98,7 @@ var classes = []struct {
 	{"malformed", artifact.ErrMalformed},
 	{"no quorum", artifact.ErrNoQuorum},
 	{"no space", artifact.ErrNoSpace},
+	{silentClass, errSilent},
 	{"late", context.DeadlineExceeded},
 	{"late", os.ErrDeadlineExceeded},
 	{"stale", artifact.ErrStale},
@@ -107,6 +108,12 @@ var classes = []struct {
 	{"absent", fs.ErrNotExist},
 }
 
+// silentClass is what did not answer a node in time, as an upstream to which its packets get lost. Unlike "late", which is a node's
+// own time that is over, it may be otherwise for another node. To nodes of earlier versions it is "unavailable".
+const silentClass = "silent"
+
+var errSilent = fmt.Errorf("%w: %w", artifact.ErrUnavailable, context.DeadlineExceeded)
+
 // maxTold bounds the text of an error that travels from node to node, in bytes.
 const maxTold = 2 << 10
 
@@ -114,7 +121,11 @@ const maxTold = 2 << 10
 func ErrorClass(err error) (class, text string) {
 	text = artifact.Truncate(err.Error(), maxTold)
 	for _, c := range classes {
-		if errors.Is(err, c.err) {
+		switch {
+		case !errors.Is(err, c.err):
+		case c.name == "late" && errors.Is(err, artifact.ErrUnavailable):
+			return silentClass, text
+		default:
 			return c.name, text
 		}
 	}

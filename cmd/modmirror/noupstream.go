@@ -101,12 +101,15 @@ func (n *node) lookUp(ctx context.Context, database, path string) ([]byte, error
 		return w.body.Bytes(), nil
 	}
 	why := map[int]error{http.StatusNotFound: fs.ErrNotExist, http.StatusForbidden: artifact.ErrRefused, http.StatusBadRequest: artifact.ErrMalformed,
-		http.StatusGatewayTimeout: context.DeadlineExceeded}[w.status]
+		http.StatusGatewayTimeout: errSumSilent}[w.status]
 	if why == nil {
 		why = artifact.ErrUnavailable
 	}
 	return nil, fmt.Errorf("%s: %w", strings.TrimSpace(w.body.String()), why)
 }
+
+// errSumSilent is for a checksum database that does not answer this node in time: it may answer another one.
+var errSumSilent = fmt.Errorf("%w: %w", artifact.ErrUnavailable, context.DeadlineExceeded)
 
 // bodyWriter keeps an answer in memory. Those of a checksum database are small.
 type bodyWriter struct {

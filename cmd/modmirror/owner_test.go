@@ -64,6 +64,21 @@ func saying(body string) func() (any, error) {
 
 func refusing(err error) func() (any, error) { return func() (any, error) { return nil, err } }
 
+// Of an upstream to which one node's packets get lost another node may hear: it is asked. A node whose own time is over has the
+// last word.
+func TestSilentUpstreamIsOneNodes(t *testing.T) {
+	g := newOwnerRig(t)
+	next := g.owner("NEXT", saying("next"))
+	silent := g.owner("SILENT", refusing(fmt.Errorf("dial upstream.example: %w: %w", artifact.ErrUnavailable, context.DeadlineExceeded)))
+	late := g.owner("LATE", refusing(fmt.Errorf("not ready: %w", context.DeadlineExceeded)))
+	if body, said, err := g.tell(turn{cluster: []peer.Member{silent, next}}); body != "next" || !said || err != nil {
+		t.Errorf("after a silent upstream: %q, %v, %v", body, said, err)
+	}
+	if _, said, err := g.tell(turn{cluster: []peer.Member{late, next}}); !said || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after a node that is late: %v, %v", said, err)
+	}
+}
+
 // The zone's owner is asked first, and the cluster's only if that is silent or cannot say, and it is nobody's turn here.
 func TestAskInTurn(t *testing.T) {
 	g := newOwnerRig(t)
