@@ -51,7 +51,8 @@ type Config struct {
 	Self Peer
 
 	// OnCounted is called by Open with what the node says of itself, once its directory is open and the start is counted, and before
-	// anything is said to other nodes: raft dials them while Open runs. nil: nobody is told.
+	// anything is said to other nodes: raft dials them while Open runs. It is not called if the disk is full, see Counted. nil: nobody
+	// is told.
 	OnCounted func(self Peer)
 
 	// Found: a new node founds a cluster with these voters, of which it is one. The others must be new and join. Join: a
@@ -222,7 +223,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	rest := restOf(ctx)
 	err := n.openFiles()
 	if err == nil {
-		if c.OnCounted != nil {
+		if c.OnCounted != nil && n.Counted() {
 			c.OnCounted(n.Self())
 		}
 		err = n.start()

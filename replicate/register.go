@@ -23,6 +23,9 @@ func (n *Node) Self() Peer {
 	return p
 }
 
+// Counted reports whether this start is written down. As long as the disk is full it is not, and Self names the start before.
+func (n *Node) Counted() bool { return !n.uncounted.Load() }
+
 // register takes what this node is into the node table, once after each start, as soon as there is a leader. Of two lives
 // of one data directory the table knows the later one; the earlier one, a copy or an old image, is refused.
 func (n *Node) register() {

@@ -176,11 +176,20 @@ func (n *node) hello() peer.Hello {
 		h.Boot, h.Starts = self.Boot, self.Starts
 	}
 	if r := n.opened.Load(); r != nil {
-		self := r.Self() // on a full disk a start is counted later
-		h.Boot, h.Starts = self.Boot, self.Starts
+		self := r.Self()
+		h.Boot, h.Starts = self.Boot, startOf(self.Starts, r.Counted())
 		h.Cluster = cmp.Or(r.Cluster(), id.Cluster)
 	}
 	return h
+}
+
+// startOf returns which start a node says this is: none on a full disk, where it is not written down yet. It would be taken for a
+// copy of the start before, and its operator told to give up its data.
+func startOf(starts uint64, counted bool) uint64 {
+	if !counted {
+		return 0
+	}
+	return starts
 }
 
 // checkPeer is what the catalog has against a node that wants to speak to this one.

@@ -65,6 +65,9 @@ func TestHelloWhileOpening(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	h := n.hello()
+	if h.Starts != 2 || startOf(2, false) != 0 {
+		t.Errorf("the node says it is start %d, and %d on a full disk; want 2 and none", h.Starts, startOf(2, false))
+	}
 	h.Role, h.Name, h.Boot = roleVoter, "n", "another"
 	for starts, want := range map[uint64]peer.Class{0: peer.Starting, 1: peer.Clone, 2: peer.Clone, 3: ""} {
 		h.Starts = starts

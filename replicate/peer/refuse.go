@@ -27,7 +27,7 @@ const (
 	Removed            Class = "removed"             // was removed from the cluster
 	TooOld             Class = "too-old"             // does not support the feature level of the cluster
 	OtherNode          Class = "other-node"          // not the node that the dialer wants
-	Starting           Class = "starting"            // has not counted its start yet; it has its data directory to open first
+	Starting           Class = "starting"            // has not written its start down yet: it opens its data directory, or its disk is full
 	Busy               Class = "busy"                // too many connections
 	Refused            Class = "refused"             // another reason
 )
@@ -114,7 +114,7 @@ func RefuseClone(h, known Hello) *Refusal {
 // RefuseStarting says that h cannot say yet which start of its data directory this is, so that it is not known whether it runs on
 // a copy of one.
 func RefuseStarting(h Hello) *Refusal {
-	return Refuse(Starting, "%v has not opened its data directory yet; it works once it has", h)
+	return Refuse(Starting, "%v cannot say yet which start of its data directory this is: it works once it has written that down, which a full disk keeps it from", h)
 }
 
 // RefuseName says that the name of h is taken.

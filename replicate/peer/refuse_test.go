@@ -254,7 +254,7 @@ func TestTwice(t *testing.T) {
 	old := start(t, "n", func(_ *Config, h *Hello) { h.Boot, h.Starts = "image", 1 })
 	everyWay(t, old, "b", b, Clone, "start 1, known is start 2")
 	early := start(t, "n", func(_ *Config, h *Hello) { h.Boot, h.Starts = "early", 0 })
-	everyWay(t, early, "b", b, Starting, "has not opened its data directory yet")
+	everyWay(t, early, "b", b, Starting, "cannot say yet which start", "full disk")
 }
 
 func TestDialerChecksToo(t *testing.T) {
