@@ -26,7 +26,7 @@ import (
 //	         the blob for 24 hours (see collect.go)
 //
 // Nothing is published by it, and no client is served what no manifest of the catalog names. Bytes that are here already, and
-// right, are admitted without reading the body. What fails a check matches artifact.ErrRefused; it is logged with the name of
+// right, also for this version, are admitted without reading the body. What fails a check matches artifact.ErrRefused; it is logged with the name of
 // the source, counted, and its bytes are quarantined. What was cut short, came too slowly, or cannot be judged here yet
 // matches artifact.ErrUnavailable. An error that matches artifact.ErrStale means that other bytes are committed already.
 func (m *Mirror) Admit(ctx context.Context, man artifact.Manifest, k artifact.Kind, ref artifact.Ref, body io.Reader, source string) error {
@@ -57,6 +57,9 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	defer release() // what was forgotten is no leftover for long enough
 	switch err := m.config.Store.DurableIntact(ctx, ref); {
 	case err == nil:
+		if err := a.compareHere(ctx); err != nil {
+			return a.refuse(nil, err)
+		}
 		return nil
 	case errors.Is(err, artifact.ErrDamaged):
 		_, _ = m.condemn(ctx, ref.Digest, byPeer, err) // what cannot be moved is replaced where it is
@@ -90,6 +93,27 @@ type admission struct {
 	source string
 	pace   pacer
 	sums   artifact.Manifest // proven: the record and its sums, no parts
+	known  bool              // the catalog names ref as this blob of this version
+}
+
+// compareHere compares bytes that are here already with the sums that they must have, unless they are committed as what they are
+// wanted for: they may have come here as something else, as the zip of another module.
+func (a *admission) compareHere(ctx context.Context) error {
+	if a.known {
+		return nil
+	}
+	f, err := a.m.config.Store.OpenContext(ctx, a.ref)
+	if err != nil {
+		return notAbsent(err)
+	}
+	defer f.Close()
+	man := a.sums
+	if a.kind == artifact.Zip {
+		man.Zip = a.ref
+	} else {
+		man.Mod = a.ref
+	}
+	return a.m.compareFile(ctx, man, a.kind, f)
 }
 
 // prove decides whether the bytes may be wanted at all, and which sums they must have.
@@ -115,6 +139,7 @@ func (a *admission) prove(ctx context.Context, man artifact.Manifest) error {
 	if is := have.Ref(a.kind); !is.IsZero() && is != a.ref {
 		return fmt.Errorf("%v is committed already, not %v: %w", is, a.ref, artifact.ErrStale)
 	}
+	a.known = !have.Ref(a.kind).IsZero()
 	return nil
 }
 

@@ -312,3 +312,26 @@ func TestErrorsTravel(t *testing.T) {
 		t.Errorf("%s of %d bytes", class, len(text))
 	}
 }
+
+// The zip of another module, which is here, gets no ack as one of this module.
+func TestAdmitBytesOfAnotherModule(t *testing.T) {
+	c := newCluster(t, 3)
+	refs := c.fill(1)
+	n := c.nodes[1]
+	if err := n.store.Verify(t.Context(), refs[0]); err != nil {
+		t.Fatal("the test needs a node that has them: ", err)
+	}
+	mv := c.up.Add("example.com/other@v1.0.0\n-- go.mod --\nmodule example.com/other\n")
+	zip, mod := c.up.Sums(mv)
+	c.sums.set(mv, zip, mod)
+	man, err := artifact.NewManifest(mv, c.sums.records[mv])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Admit(t.Context(), man, artifact.Zip, refs[0], strings.NewReader("not read"), "a liar"); !errors.Is(err, artifact.ErrRefused) {
+		t.Errorf("Admit = %v", err)
+	}
+	if err := n.store.Verify(t.Context(), refs[0]); err != nil {
+		t.Error("what they are of has lost them: ", err)
+	}
+}
