@@ -232,6 +232,9 @@ func (c *config) validate() error {
 	if err := c.Limits.validate(); err != nil {
 		return err
 	}
+	if c.Follow.once != nil && (c.Cluster.Expect > 1 || len(c.Cluster.Join) > 0) { // one follows for all, and the others would never end
+		return usageError("--once is for a mirror of one node: leave it out on the nodes of a cluster, and see modmirror status for how far they are")
+	}
 	if err := c.Cluster.validate(); err != nil {
 		return err
 	}

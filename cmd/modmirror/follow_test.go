@@ -366,9 +366,10 @@ func TestFollowFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"follow":                            "accepts 1 arg",
 		"follow http://a.example --offline": "--follow and --offline",
-		"follow http://a.example --follow-limit 1KB":  "at least 64KiB",
-		"follow http://a.example --follow-parallel 0": "want 1 to 256",
-		"follow nonsense://x":                         "has not the scheme",
+		"follow http://a.example --follow-limit 1KB":                             "at least 64KiB",
+		"follow http://a.example --follow-parallel 0":                            "want 1 to 256",
+		"follow http://a.example --once --bootstrap-expect 3 --join 127.0.0.1:1": "--once is for a mirror of one node",
+		"follow nonsense://x":                                                    "has not the scheme",
 	} {
 		cmd := exec.CommandContext(t.Context(), s.bin, append(strings.Fields(args), "--data-dir", t.TempDir(), "--listen", "127.0.0.1:0")...)
 		cmd.Env = s.env()
