@@ -102,6 +102,12 @@ func (a *admission) compareHere(ctx context.Context) error {
 	if a.known {
 		return nil
 	}
+	select {
+	case a.m.checks <- struct{}{}:
+		defer func() { <-a.m.checks }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	f, err := a.m.config.Store.OpenContext(ctx, a.ref)
 	if err != nil {
 		return notAbsent(err)
