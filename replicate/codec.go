@@ -76,7 +76,7 @@ func (d *decoder) int() int64 {
 		return 0
 	}
 	v, n := binary.Uvarint(d.b)
-	if n <= 0 || int64(v) < 0 {
+	if n <= 0 || int64(v) < 0 || n > 1 && d.b[n-1] == 0 { // or longer than it has to be: there is one form of each
 		d.fail("malformed number")
 		return 0
 	}
