@@ -93,6 +93,9 @@ func (n *Node) endRaft() {
 		n.conns.hangUp()
 	}
 	n.endStreams() // raft would wait for them
+	if t, ok := n.config.transport.(*pipelined); ok {
+		t.end()
+	}
 	done := make(chan struct{})
 	go func() { defer close(done); future.Error() }()
 	select {

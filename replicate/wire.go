@@ -34,9 +34,9 @@ func (n *Node) newTransport() raft.Transport {
 		return t
 	}
 	w := wire{n.config.Stream, n, &n.conns}
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	return newPipelined(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: w, ServerAddressProvider: w, MaxPool: wirePool, Timeout: wireTimeout, Logger: newRaftLog(n.log),
-	})
+	}))
 }
 
 // wire is a Stream as raft wants it. raft dials addresses; ours begin with the id of the node that is meant, "id@address",
