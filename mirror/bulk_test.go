@@ -226,11 +226,11 @@ func TestBulkRots(t *testing.T) {
 
 // lie has the first two nodes hold, and the cluster commit, a zip that is not the one of the record.
 func (c *cluster) lie() artifact.Manifest {
-	mv := c.up.Add("example.com/lie@v1.0.0\n-- go.mod --\nmodule example.com/lie\n")
+	const honest = "example.com/lie@v1.0.0\n-- go.mod --\nmodule example.com/lie\n"
+	lie := c.up.Artifact(c.up.Add(honest+"-- evil.go --\npackage evil\n"), artifact.Zip) // in all but its sum a zip of this version
+	mv := c.up.Add(honest)
 	zip, mod := c.up.Sums(mv)
 	c.sums.set(mv, zip, mod)
-	other := c.up.Add("example.com/lie@v1.0.1\n-- go.mod --\nmodule example.com/lie\n-- evil.go --\npackage evil\n")
-	lie := c.up.Artifact(other, artifact.Zip)
 	man, err := artifact.NewManifest(mv, c.sums.records[mv])
 	if err != nil {
 		c.t.Fatal(err)
