@@ -77,7 +77,7 @@ func (f *Follower) triedAll() bool {
 func (f *Follower) retry(ctx context.Context) {
 	slots := make(chan struct{}, retryAtATime)
 	for pause(ctx, retryEvery) {
-		for {
+		for ctx.Err() == nil { // what is cut off by its end is due again at once
 			e, ok := f.due()
 			if !ok {
 				break
