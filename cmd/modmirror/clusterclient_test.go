@@ -21,11 +21,39 @@ import (
 
 // robin is a client of the checksum database that sends each request to the next node: x/mod's, which the go command has.
 type robin struct {
-	s    *clusterSite
+	sumConfig
+	t    *testing.T
 	base []string
 	mu   sync.Mutex
-	turn int               // guarded by mu
-	head map[string][]byte // guarded by mu; the client's configuration
+	turn int // guarded by mu
+}
+
+// sumConfig is the configuration of a client of the checksum database, kept in memory.
+type sumConfig struct {
+	key  string // of the database
+	mu   sync.Mutex
+	head map[string][]byte // guarded by mu; by file
+}
+
+func newSumConfig(key string) sumConfig { return sumConfig{key: key, head: map[string][]byte{}} }
+
+func (c *sumConfig) ReadConfig(file string) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if file == "key" {
+		return []byte(c.key), nil
+	}
+	return c.head[file], nil
+}
+
+func (c *sumConfig) WriteConfig(file string, old, new []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if string(c.head[file]) != string(old) {
+		return sumdb.ErrWriteConflict
+	}
+	c.head[file] = slices.Clone(new)
+	return nil
 }
 
 func (r *robin) ReadRemote(path string) ([]byte, error) {
@@ -36,29 +64,10 @@ func (r *robin) ReadRemote(path string) ([]byte, error) {
 	return bodyOf(http.DefaultClient, url+"/sumdb/"+databaseName+path)
 }
 
-func (r *robin) ReadConfig(file string) ([]byte, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if file == "key" {
-		return []byte(r.s.db.Key()), nil
-	}
-	return r.head[file], nil
-}
-
-func (r *robin) WriteConfig(file string, old, new []byte) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if string(r.head[file]) != string(old) {
-		return sumdb.ErrWriteConflict
-	}
-	r.head[file] = slices.Clone(new)
-	return nil
-}
-
 func (r *robin) ReadCache(string) ([]byte, error) { return nil, os.ErrNotExist }
 func (r *robin) WriteCache(string, []byte)        {}
 func (r *robin) Log(msg string)                   {}
-func (r *robin) SecurityError(msg string)         { r.s.t.Error(msg) }
+func (r *robin) SecurityError(msg string)         { r.t.Error(msg) }
 
 // One client, without stickiness, asks three nodes in turn for everything while new versions come in through all of them, one
 // node is stopped for a while, and another one comes back from a lag: of more than a thousand requests none fails, and every
@@ -71,7 +80,7 @@ func TestRoundRobinClient(t *testing.T) {
 	s.run()
 	s.voters(3)
 	b := s.balance()
-	client := &robin{s: s, base: b.urls, head: make(map[string][]byte)}
+	client := &robin{sumConfig: newSumConfig(s.db.Key()), t: t, base: b.urls}
 	var seen []module.Version
 	asked := 0
 	for round := range 60 {

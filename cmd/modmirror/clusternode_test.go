@@ -57,12 +57,17 @@ func TestHelloWhileOpening(t *testing.T) {
 	}
 	n, r := open(2)
 	n.opened.Store(r)
-	deadline := time.Now().Add(30 * time.Second)
-	for n.knownAs(func(p replicate.Peer) bool { return p.Starts == 2 }).Node == "" {
-		if time.Now().After(deadline) {
+	deadline := time.After(30 * time.Second)
+	for {
+		wake := r.Wake()
+		if n.knownAs(func(p replicate.Peer) bool { return p.Starts == 2 }).Node != "" {
+			break
+		}
+		select {
+		case <-wake:
+		case <-deadline:
 			t.Fatal("the node does not register")
 		}
-		time.Sleep(time.Millisecond)
 	}
 	h := n.hello()
 	if h.Starts != 2 || startOf(2, false) != 0 {

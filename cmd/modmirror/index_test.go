@@ -66,7 +66,7 @@ func TestTilesAreSpreadBeforeTheRecord(t *testing.T) {
 		n.link.Close() // nobody can be asked
 		alone := httptest.NewServer(&n.front)
 		defer alone.Close()
-		client := &robin{s: s, base: []string{alone.URL}, head: make(map[string][]byte)}
+		client := &robin{sumConfig: newSumConfig(s.db.Key()), t: t, base: []string{alone.URL}}
 		if lines, err := sumdb.NewClient(client).Lookup(m.Path, m.Version); err == nil && len(lines) == 1 {
 			able++
 		} else {

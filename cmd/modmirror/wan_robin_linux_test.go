@@ -84,6 +84,7 @@ func (s *wanRun) lag(zone string) (stop func()) {
 
 // drive is a thousand requests.
 type drive struct {
+	sumConfig
 	s      *wanRun
 	client *http.Client
 	robin  atomic.Pointer[wanRobin]
@@ -171,18 +172,18 @@ func (d *drive) lagging() {
 
 // wanRobin is a client of the checksum database, x/mod's, which the go command has, that sends each request to the next node.
 type wanRobin struct {
+	sumConfig
 	s      *wanRun
 	client *http.Client
 	checks *sumdb.Client
 
 	mu    sync.Mutex
 	turn  int               // guarded by mu
-	head  map[string][]byte // guarded by mu; its configuration
 	cache map[string][]byte // guarded by mu
 }
 
 func newWANRobin(s *wanRun, client *http.Client) *wanRobin {
-	r := &wanRobin{s: s, client: client, head: map[string][]byte{}, cache: map[string][]byte{}}
+	r := &wanRobin{sumConfig: newSumConfig(s.db.Key()), s: s, client: client, cache: map[string][]byte{}}
 	r.checks = sumdb.NewClient(r)
 	return r
 }
@@ -199,25 +200,6 @@ func (r *wanRobin) ReadRemote(path string) ([]byte, error) {
 		err = fmt.Errorf("%s at %s: %d %.300s", path, n.name, a.code, a.body)
 	}
 	return a.body, err
-}
-
-func (r *wanRobin) ReadConfig(file string) ([]byte, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if file == "key" {
-		return []byte(r.s.db.Key()), nil
-	}
-	return r.head[file], nil
-}
-
-func (r *wanRobin) WriteConfig(file string, old, new []byte) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if string(r.head[file]) != string(old) {
-		return sumdb.ErrWriteConflict
-	}
-	r.head[file] = slices.Clone(new)
-	return nil
 }
 
 func (r *wanRobin) ReadCache(file string) ([]byte, error) {
