@@ -573,3 +573,21 @@ func TestBulkProvenMeanwhile(t *testing.T) {
 	}
 	f.Close()
 }
+
+// A blob is proven also when the change that named it was followed by a later one of the same version meanwhile.
+func TestBulkOfAChangeThatIsOver(t *testing.T) {
+	c, _, refs := newBulkCluster(t, 20)
+	n := c.nodes[2]
+	release := n.noChecks()
+	stop := n.follow()
+	n.until(func(p Progress) bool { return p.Watermark == 20 && p.Unproven == 20 })
+	stop()
+	release()
+	c.nodes[0].want("/example.com/m3/@v/v1.0.0.mod", 200, "module")
+	if at, err := n.Place(t.Context(), module.Version{Path: "example.com/m3", Version: "v1.0.0"}); err != nil || at < 20 {
+		t.Fatalf("the newest change of m3 is at %d: %v", at, err)
+	}
+	if ref, err := n.proveNext(t.Context(), refs[3].Digest); err != nil || ref != refs[3] {
+		t.Errorf("proveNext() = %v, %v; not %v", ref, err, refs[3])
+	}
+}

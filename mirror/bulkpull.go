@@ -279,7 +279,7 @@ func (p *bulkPull) keep(kept []int, drafts []*artifact.Draft, source string) (ca
 		b := p.batch[p.of[n]]
 		if err == nil {
 			came++
-			m.prover.add(b.ref.Digest, b.seq)
+			m.prover.add(b.ref.Digest, namer{b.seq, b.module, b.kind})
 			m.metrics.peerBytes.Add(float64(b.ref.Size))
 			m.happened(Event{What: Stored, Module: b.module, Kind: b.kind, Bytes: b.ref.Size, Source: source}, nil)
 		}

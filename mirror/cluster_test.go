@@ -205,7 +205,10 @@ func (n *node) Changes(_ context.Context, from int64) iter.Seq2[artifact.Change,
 	all := n.changes[min(int(from), len(n.changes)):]
 	n.c.mu.Unlock()
 	return func(yield func(artifact.Change, error) bool) {
-		for _, c := range all {
+		for i, c := range all {
+			if later := func(o artifact.Change) bool { return o.Manifest.Module == c.Manifest.Module }; slices.ContainsFunc(all[i+1:], later) {
+				continue
+			}
 			if !yield(c, nil) {
 				return
 			}

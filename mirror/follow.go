@@ -259,7 +259,7 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 		err := f.here(ctx, ref)
 		switch {
 		case err == nil && f.m.config.Store.HasUnproven(ref): // an earlier process left it
-			f.m.prover.add(ref.Digest, c.Seq)
+			f.m.prover.add(ref.Digest, namer{c.Seq, c.Manifest.Module, k})
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
 			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: f.m.losses.has(ref.Digest)}

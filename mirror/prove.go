@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/mod/module"
+
 	"modmirror/mirror/artifact"
 )
 
@@ -35,22 +37,29 @@ type prover struct {
 	wake chan struct{} // has room for one
 
 	mu    sync.Mutex
-	of    map[artifact.Digest]int64 // guarded by mu; the place of the change that names it
+	of    map[artifact.Digest]namer // guarded by mu
 	queue []artifact.Digest         // guarded by mu; in the order in which they came, and some that are proven by now
 }
 
-func newProver() *prover {
-	return &prover{wake: make(chan struct{}, 1), of: map[artifact.Digest]int64{}}
+// namer says what names a blob: the manifest of a module version, in a change at place seq or a later one.
+type namer struct {
+	seq    int64
+	module module.Version
+	kind   artifact.Kind
 }
 
-// add has a blob proven that is named by the change at place seq.
-func (p *prover) add(d artifact.Digest, seq int64) {
+func newProver() *prover {
+	return &prover{wake: make(chan struct{}, 1), of: map[artifact.Digest]namer{}}
+}
+
+// add has a blob proven.
+func (p *prover) add(d artifact.Digest, by namer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, ok := p.of[d]; !ok {
 		p.queue = append(p.queue, d)
 	}
-	p.of[d] = seq
+	p.of[d] = by
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -66,18 +75,18 @@ func (p *prover) forget(d artifact.Digest) {
 
 // again has d, if it is still to be proven, proven after the others.
 func (p *prover) again(d artifact.Digest) {
-	if seq, ok := p.place(d); ok {
+	if by, ok := p.namerOf(d); ok {
 		p.forget(d)
-		p.add(d, seq)
+		p.add(d, by)
 	}
 }
 
-// place returns the place of the change that names d.
-func (p *prover) place(d artifact.Digest) (seq int64, ok bool) {
+// namerOf returns what names d; ok is false if d is not to be proven.
+func (p *prover) namerOf(d artifact.Digest) (by namer, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	seq, ok = p.of[d]
-	return seq, ok
+	by, ok = p.of[d]
+	return by, ok
 }
 
 // first returns the first place of a change that names one of them; ok is false if there are none. It looks at all: it is asked for
@@ -85,9 +94,9 @@ func (p *prover) place(d artifact.Digest) (seq int64, ok bool) {
 func (p *prover) first() (seq int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, at := range p.of {
-		if !ok || at < seq {
-			seq, ok = at, true
+	for _, by := range p.of {
+		if !ok || by.seq < seq {
+			seq, ok = by.seq, true
 		}
 	}
 	return seq, ok
@@ -210,7 +219,7 @@ func (m *Mirror) catalogSettled(ctx context.Context) bool {
 func (m *Mirror) lookUnproven(ctx context.Context) (left map[artifact.Digest]bool, err error) {
 	left = map[artifact.Digest]bool{}
 	for _, d := range m.config.Store.UnprovenDigests() {
-		if _, known := m.prover.place(d); !known {
+		if _, known := m.prover.namerOf(d); !known {
 			left[d] = true
 		}
 	}
@@ -222,10 +231,10 @@ func (m *Mirror) lookUnproven(ctx context.Context) (left map[artifact.Digest]boo
 			m.log.Warn("the catalog cannot say what unproven blobs are of", "blobs", len(left), "err", err)
 			return left, err
 		}
-		for _, ref := range blobsOf(c.Manifest) {
+		for k, ref := range blobsOf(c.Manifest) {
 			if left[ref.Digest] {
 				delete(left, ref.Digest)
-				m.prover.add(ref.Digest, c.Seq)
+				m.prover.add(ref.Digest, namer{c.Seq, c.Manifest.Module, k})
 			}
 		}
 		if len(left) == 0 {
@@ -238,7 +247,7 @@ func (m *Mirror) lookUnproven(ctx context.Context) (left map[artifact.Digest]boo
 // dropUnproven removes blobs that nothing names.
 func (m *Mirror) dropUnproven(unnamed map[artifact.Digest]bool) {
 	for d := range unnamed {
-		if _, known := m.prover.place(d); known { // the follower has just brought it
+		if _, known := m.prover.namerOf(d); known { // the follower has just brought it
 			continue
 		}
 		if err := m.config.Store.DropUnproven(d); err != nil {
@@ -247,29 +256,25 @@ func (m *Mirror) dropUnproven(unnamed map[artifact.Digest]bool) {
 	}
 }
 
-// namedAt returns the manifest that names d, and as what.
-func (m *Mirror) namedAt(ctx context.Context, d artifact.Digest, seq int64) (artifact.Manifest, artifact.Kind, error) {
-	for c, err := range m.config.Changes.Changes(ctx, seq) {
-		if err != nil {
-			return artifact.Manifest{}, 0, notAbsent(err)
-		}
-		for k, ref := range blobsOf(c.Manifest) {
-			if ref.Digest == d {
-				return c.Manifest, k, nil
-			}
-		}
-		break
+// manifestOf returns the manifest that names d, which is that of by. Its newest change may be a later one than by knows of.
+func (m *Mirror) manifestOf(ctx context.Context, d artifact.Digest, by namer) (artifact.Manifest, error) {
+	man, err := m.config.Index.Manifest(ctx, by.module)
+	if err != nil {
+		return artifact.Manifest{}, notAbsent(err)
 	}
-	return artifact.Manifest{}, 0, fmt.Errorf("no change at place %d names sha256:%v: %w", seq, d, artifact.ErrUnavailable)
+	if man.Ref(by.kind).Digest != d {
+		return artifact.Manifest{}, fmt.Errorf("the %s of %s is %v here, not sha256:%v: %w", by.kind, by.module, man.Ref(by.kind), d, artifact.ErrUnavailable)
+	}
+	return man, nil
 }
 
 // proveNext proves a blob in the background. It returns its ref if its place among the blobs is yet to be given.
 func (m *Mirror) proveNext(ctx context.Context, d artifact.Digest) (artifact.Ref, error) {
-	seq, ok := m.prover.place(d)
+	by, ok := m.prover.namerOf(d)
 	if !ok {
 		return artifact.Ref{}, nil
 	}
-	man, k, err := m.namedAt(ctx, d, seq)
+	man, err := m.manifestOf(ctx, d, by)
 	if err != nil {
 		return artifact.Ref{}, err
 	}
@@ -279,15 +284,15 @@ func (m *Mirror) proveNext(ctx context.Context, d artifact.Digest) (artifact.Ref
 	case <-ctx.Done():
 		return artifact.Ref{}, context.Cause(ctx)
 	}
-	err = m.compare(ctx, man, k)
+	err = m.compare(ctx, man, by.kind)
 	if errors.Is(err, fs.ErrNotExist) { // somebody who waited for it was faster
 		m.prover.forget(d)
 		return artifact.Ref{}, nil
 	}
 	if err != nil {
-		return artifact.Ref{}, m.disprove(man, k, err)
+		return artifact.Ref{}, m.disprove(man, by.kind, err)
 	}
-	return man.Ref(k), nil
+	return man.Ref(by.kind), nil
 }
 
 // settleProven gives blobs whose go.sum hash is right their place among those that are served.
@@ -355,15 +360,15 @@ func (m *Mirror) intact(ctx context.Context, man artifact.Manifest, k artifact.K
 
 // proveUnnamed is prove for who knows only the bytes' name.
 func (m *Mirror) proveUnnamed(ctx context.Context, ref artifact.Ref) error {
-	seq, ok := m.prover.place(ref.Digest)
+	by, ok := m.prover.namerOf(ref.Digest)
 	if !ok {
 		return fmt.Errorf("this node does not know yet what %v is of: %w", ref, artifact.ErrUnavailable)
 	}
-	man, k, err := m.namedAt(ctx, ref.Digest, seq)
+	man, err := m.manifestOf(ctx, ref.Digest, by)
 	if err != nil {
 		return err
 	}
-	return m.prove(ctx, man, k)
+	return m.prove(ctx, man, by.kind)
 }
 
 // compare reads an unproven blob and compares its digest and its go.sum hash with what is committed. The caller has a slot of
