@@ -368,6 +368,8 @@ func (n *simNode) lacks(seq int64, root tlog.Hash) string {
 		return fmt.Sprintf("has %d leaves of %d", st.Seq, seq)
 	case st.Missing > 0 || st.Blobs < seq:
 		return fmt.Sprintf("holds the blobs of %d leaves of %d, %d are missing", st.Blobs, seq, st.Missing)
+	case st.Unproven > 0: // nobody may have asked for them, and still they are proven
+		return fmt.Sprintf("has %d blobs to prove", st.Unproven)
 	case st.Proves < seq:
 		return fmt.Sprintf("proves %d leaves of %d", st.Proves, seq)
 	case len(pending) > 0 && !n.sim.source.hasForked(): // what was verified in the history that lost is never committed
