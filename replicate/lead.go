@@ -80,13 +80,16 @@ func (n *Node) stepDown() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), n.heartbeat())
 	defer cancel()
-	if err := n.wait(ctx, n.raft.LeadershipTransfer()); err != nil {
+	if err := n.wait(ctx, n.raft.LeadershipTransfer); err != nil {
 		n.log.Warn("the leadership is not handed over; the others elect a new leader", "err", err)
 	}
 }
 
 // endRaft tells raft to end and waits for it, a while: a goroutine of it may hang in the disk.
 func (n *Node) endRaft() {
+	if !n.futures.settle(n.heartbeat()) {
+		n.log.Warn("raft ends before it has answered all that it was asked for")
+	}
 	future := n.raft.Shutdown()
 	close(n.raftDone)
 	if n.latch.fault() != nil {
@@ -139,7 +142,7 @@ func (n *Node) lead(ctx context.Context) {
 func (n *Node) InOffice() bool { return n.inOffice.Load() && n.raft.State() == raft.Leader }
 
 func (n *Node) takeOffice(ctx context.Context) error {
-	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+	if err := n.barrier(ctx); err != nil {
 		return err
 	}
 	cluster := ""
@@ -165,24 +168,10 @@ func (n *Node) takeOffice(ctx context.Context) error {
 	conf := n.raft.GetConfiguration()
 	for _, s := range conf.Configuration().Servers {
 		if s.ID == raft.ServerID(n.id.Node) && s.Suffrage == raft.Voter && s.Address != addr {
-			return n.wait(ctx, n.raft.AddVoter(s.ID, addr, 0, 0))
+			return n.wait(ctx, func() raft.Future { return n.raft.AddVoter(s.ID, addr, 0, 0) })
 		}
 	}
 	return nil
-}
-
-// wait waits for one of raft's futures, until ctx is done or raft ends.
-func (n *Node) wait(ctx context.Context, f raft.Future) error {
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
-	select {
-	case err := <-done:
-		return err
-	case <-n.raftDone:
-		return raft.ErrRaftShutdown
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // minTrailing is how many entries a log keeps whatever its size, so that a follower that restarts needs no snapshot.

@@ -213,7 +213,7 @@ func (n *Node) TransferLeadership(ctx context.Context) error {
 	if err := n.leads(); err != nil {
 		return err
 	}
-	if err := n.wait(ctx, n.raft.LeadershipTransfer()); err != nil {
+	if err := n.wait(ctx, n.raft.LeadershipTransfer); err != nil {
 		return fmt.Errorf("transfer leadership: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return nil
@@ -224,7 +224,7 @@ func (n *Node) change(ctx context.Context, what string, prev uint64, f func(prev
 	if err := n.writable(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := n.wait(ctx, f(prev)); err != nil {
+	if err := n.wait(ctx, func() raft.Future { return f(prev) }); err != nil {
 		return fmt.Errorf("%s: %w: %w", what, err, artifact.ErrUnavailable)
 	}
 	return nil
@@ -243,7 +243,9 @@ func (n *Node) TransferLeadershipTo(ctx context.Context, id string) error {
 		return err
 	}
 	addr := n.addressOf(id)
-	if err := n.wait(ctx, n.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(addr))); err != nil {
+	if err := n.wait(ctx, func() raft.Future {
+		return n.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(addr))
+	}); err != nil {
 		return fmt.Errorf("transfer leadership to %s: %w: %w", id, err, artifact.ErrUnavailable)
 	}
 	return nil

@@ -174,10 +174,11 @@ type Node struct {
 	preference preference
 
 	queue        chan *proposal
-	stopping     chan struct{}         // closed by Close
-	proposerDone chan struct{}         // closed by runProposer
-	forked       chan struct{}         // has room for one; the evidence of a fork may have been committed
-	raftDone     chan struct{}         // closed once raft has been told to end
+	stopping     chan struct{} // closed by Close
+	proposerDone chan struct{} // closed by runProposer
+	forked       chan struct{} // has room for one; the evidence of a fork may have been committed
+	raftDone     chan struct{} // closed once raft has been told to end
+	futures      futures
 	ready        chan struct{}         // closed once this node has led and was caught up
 	office       atomic.Pointer[error] // why the last leadership of this node did not begin
 	inOffice     atomic.Bool           // it leads, and has begun to

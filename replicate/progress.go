@@ -56,7 +56,7 @@ func (n *Node) CommittedIndex(ctx context.Context) (uint64, error) {
 	// raft 1.7.3 may forget who asks, when a voter is removed at that moment.
 	ctx, cancel := context.WithTimeout(ctx, 3*n.heartbeat())
 	defer cancel()
-	if err := n.wait(ctx, n.raft.VerifyLeader()); err != nil {
+	if err := n.wait(ctx, n.raft.VerifyLeader); err != nil {
 		return 0, fmt.Errorf("verify the leadership: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return n.lastForCatalog(ctx, commit)
@@ -75,7 +75,7 @@ func (n *Node) SettledIndex(ctx context.Context) (uint64, error) {
 	if err := n.writable(); err != nil {
 		return 0, err
 	}
-	if err := n.wait(ctx, n.raft.Barrier(0)); err != nil {
+	if err := n.barrier(ctx); err != nil {
 		return 0, fmt.Errorf("settle the log: %w: %w", err, artifact.ErrUnavailable)
 	}
 	return n.Applied(ctx)

@@ -209,12 +209,9 @@ func (n *Node) flush(batch []*proposal) {
 	}
 }
 
-// commit waits until entry is applied here, and returns its index. It gives up when raft has ended, which answers its
-// futures or forgets them.
+// commit waits until entry is applied here, and returns its index. It gives up when raft has ended.
 func (n *Node) commit(entry []byte) ([]result, uint64, error) {
-	future := n.raft.Apply(entry, 0)
-	answer := make(chan error, 1)
-	go func() { answer <- future.Error() }()
+	future, answer := ask(&n.futures, func() raft.ApplyFuture { return n.raft.Apply(entry, 0) })
 	select {
 	case err := <-answer:
 		if err != nil {
