@@ -209,19 +209,36 @@ func TestBulkRots(t *testing.T) {
 	release := n.noChecks()
 	defer n.follow()()
 	n.until(func(p Progress) bool { return p.Unproven == 20 })
-	file := filepath.Join(n.dir, "unproven", refs[7].Digest.String())
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b[len(b)/2] ^= 1
-	if err := os.WriteFile(file, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	n.rotUnproven(c.up.Artifact(module.Version{Path: "example.com/m7", Version: "v1.0.0"}, artifact.Zip))
 	release()
 	n.until(func(p Progress) bool { return p.Watermark == 20 && p.Unproven == 0 && n.store.Has(refs[7]) })
 	n.whole(refs)
 	n.want("/example.com/m7/@v/v1.0.0.zip", 200, "PK")
+}
+
+// rotUnproven flips a bit of these bytes where they wait to be proven.
+func (n *node) rotUnproven(data []byte) {
+	n.t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.dir, "unproven", "*"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		at := bytes.Index(b, data)
+		if at < 0 {
+			continue
+		}
+		b[at+len(data)/2] ^= 1
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			n.t.Fatal(err)
+		}
+		return
+	}
+	n.t.Fatalf("no file of %q has them", files)
 }
 
 // lie has the first two nodes hold, and the cluster commit, a zip that is not the one of the record.

@@ -34,12 +34,11 @@ type BulkTaken struct {
 }
 
 const (
-	bulkPulls  = 2                // at a time: while one waits for the disk the other one receives
-	bulkBlobs  = 256              // at most, of each
-	bulkBytes  = 32 << 20         // likewise, unless it is a single blob
-	bulkTries  = 2                // of a blob, before it is pulled by itself
-	bulkRetry  = 10 * time.Second // after which it is tried again if nobody could be asked
-	bulkBuffer = 256 << 10
+	bulkPulls = 2                // at a time: while one waits for the disk the other one receives
+	bulkBlobs = 256              // at most, of each
+	bulkBytes = 32 << 20         // likewise, unless it is a single blob
+	bulkTries = 2                // of a blob, before it is pulled by itself
+	bulkRetry = 10 * time.Second // after which it is tried again if nobody could be asked
 )
 
 // bulkLeast is from how many on that are due blobs are pulled in bulk. What comes in one by one, when all is well, is proven at once.
@@ -203,26 +202,22 @@ func (p *bulkPull) take(ctx context.Context, asked []int, answer io.Reader, sour
 	}
 	timed := newTimedBody(ctx, answer, size)
 	defer timed.close()
-	var kept []int // of asked
-	var drafts []*artifact.Draft
-	buf := make([]byte, bulkBuffer)
+	r := &received{p: p, source: source, pack: m.config.Store.NewPack(), buf: make([]byte, artifact.MaxPacked)}
 	err := readBulk(&paced{ctx, timed, slowedBy(p.f.pace, answer)}, refs, func(i int, body io.Reader, absent error) error {
 		if errors.Is(absent, fs.ErrNotExist) {
 			t.Absent = append(t.Absent, asked[i])
 		}
-		d, err := p.receive(asked[i], body, absent, source, buf)
-		if err != nil {
+		if err := r.receive(asked[i], body, absent); err != nil {
 			p.end(p.of[asked[i]], err)
 			return fatal(ctx, m, err)
 		}
-		kept, drafts = append(kept, asked[i]), append(drafts, d)
 		return nil
 	})
 	if errors.Is(err, artifact.ErrMalformed) {
 		m.log.Error("a node answers with what is no answer to a pull in bulk", "source", source, "err", err)
 		m.metrics.failures.WithLabelValues(failPeer).Inc()
 	}
-	t.Came = p.keep(kept, drafts, source)
+	t.Came = r.keep()
 	if err != nil {
 		m.log.Info("a pull in bulk breaks off; the rest is asked for again", "source", source, "blobs", len(refs), "came", t.Came, "err", err)
 	}
@@ -240,52 +235,119 @@ func fatal(ctx context.Context, m *Mirror, err error) error {
 // errCut is for an answer that ends before it should.
 var errCut = errors.New("the answer breaks off")
 
-// receive writes one blob to a draft, and compares its digest. The draft's fsync has begun when it returns.
-func (p *bulkPull) receive(n int, body io.Reader, absent error, source string, buf []byte) (*artifact.Draft, error) {
-	b, ref, m := p.batch[p.of[n]], p.refs[n], p.f.m
-	if absent != nil {
-		return nil, fromPeer(source, absent)
-	}
-	d, err := m.config.Store.Create(ref.Size)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{d}, struct{ io.Reader }{body}, buf); err != nil {
-		d.Discard()
-		return nil, fromPeer(source, fmt.Errorf("%w after %d bytes: %w: %w", errCut, d.Size(), err, artifact.ErrUnavailable))
-	}
-	if d.Size() < ref.Size {
-		d.Discard()
-		return nil, fromPeer(source, fmt.Errorf("%w after %d of %d bytes: %w", errCut, d.Size(), ref.Size, artifact.ErrUnavailable))
-	}
-	if got := d.Ref(); got != ref {
-		a := &admission{m: m, mv: b.module, kind: b.kind, ref: ref, source: source}
-		err := a.refuse(d, fmt.Errorf("%v, not %v: %w", got, ref, artifact.ErrRefused))
-		d.Discard()
-		return nil, err
-	}
-	d.Flush()
-	return d, nil
+// received is what came of one answer: small blobs in a pack, the others in drafts.
+type received struct {
+	p      *bulkPull
+	source string
+	pack   *artifact.Pack
+	packed []int // of refs
+	drafts []*artifact.Draft
+	drawn  []int  // of refs, for each of drafts
+	buf    []byte // for bytes on their way
 }
 
-// keep makes what was received durable. Only then it counts as here.
-func (p *bulkPull) keep(kept []int, drafts []*artifact.Draft, source string) (came int) {
-	m := p.f.m
-	if len(drafts) == 0 {
+// receive reads one blob, and compares its digest.
+func (r *received) receive(n int, body io.Reader, absent error) error {
+	if absent != nil {
+		return fromPeer(r.source, absent)
+	}
+	if artifact.CanPack(r.p.refs[n].Size) {
+		return r.intoPack(n, body)
+	}
+	return r.intoDraft(n, body)
+}
+
+func (r *received) intoPack(n int, body io.Reader) error {
+	ref := r.p.refs[n]
+	b := r.buf[:ref.Size]
+	if got, err := io.ReadFull(body, b); err != nil {
+		return r.breaksOff(int64(got), ref, err)
+	}
+	err := r.pack.Add(ref, b)
+	if err == nil {
+		r.packed = append(r.packed, n)
+		return nil
+	}
+	if !errors.Is(err, artifact.ErrRefused) {
+		return err
+	}
+	d, derr := r.p.f.m.config.Store.Create(ref.Size) // of what is to be looked at
+	if derr == nil {
+		_, derr = d.Write(b)
+	}
+	if derr != nil {
+		r.p.f.m.log.Warn("cannot quarantine what a peer sent", "source", r.source, "digest", ref.Digest, "err", derr)
+	}
+	return r.refuse(n, d, err)
+}
+
+// intoDraft writes one blob to a draft, whose fsync has begun when it returns.
+func (r *received) intoDraft(n int, body io.Reader) error {
+	ref := r.p.refs[n]
+	d, err := r.p.f.m.config.Store.Create(ref.Size)
+	if err != nil {
+		return err
+	}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{d}, struct{ io.Reader }{body}, r.buf); err != nil || d.Size() < ref.Size {
+		d.Discard()
+		return r.breaksOff(d.Size(), ref, err)
+	}
+	if got := d.Ref(); got != ref {
+		return r.refuse(n, d, fmt.Errorf("%v, not %v: %w", got, ref, artifact.ErrRefused))
+	}
+	d.Flush()
+	r.drafts, r.drawn = append(r.drafts, d), append(r.drawn, n)
+	return nil
+}
+
+// breaksOff is the error for an answer that ended after got bytes of a blob.
+func (r *received) breaksOff(got int64, ref artifact.Ref, err error) error {
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return fromPeer(r.source, fmt.Errorf("%w after %d of %d bytes: %w: %w", errCut, got, ref.Size, err, artifact.ErrUnavailable))
+}
+
+// refuse tells of a node that lies, and keeps what it sent. d may be nil.
+func (r *received) refuse(n int, d *artifact.Draft, err error) error {
+	b := r.p.batch[r.p.of[n]]
+	a := &admission{m: r.p.f.m, mv: b.module, kind: b.kind, ref: b.ref, source: r.source}
+	err = a.refuse(d, err)
+	if d != nil {
+		d.Discard()
+	}
+	return err
+}
+
+// keep makes what was received durable. Only then it counts as here. It returns how many blobs came.
+func (r *received) keep() (came int) {
+	if len(r.packed)+len(r.drafts) == 0 {
+		r.pack.Discard()
 		return 0
 	}
-	for k, err := range m.config.Store.Keep(drafts) {
-		n := kept[k]
-		b := p.batch[p.of[n]]
-		if err == nil {
-			came++
-			m.prover.add(b.ref.Digest, namer{b.seq, b.module, b.kind})
-			m.metrics.peerBytes.Add(float64(b.ref.Size))
-			m.happened(Event{What: Stored, Module: b.module, Kind: b.kind, Bytes: b.ref.Size, Source: source}, nil)
-		}
-		m.metrics.pulled(err)
-		p.end(p.of[n], err)
+	err := r.pack.Keep()
+	for _, n := range r.packed {
+		came += r.kept(n, err)
 	}
-	m.reached("kept")
+	if len(r.drafts) > 0 {
+		for k, err := range r.p.f.m.config.Store.Keep(r.drafts) {
+			came += r.kept(r.drawn[k], err)
+		}
+	}
+	r.p.f.m.reached("kept")
+	return came
+}
+
+// kept notes what became of a blob that was received, and returns 1 if it is durable.
+func (r *received) kept(n int, err error) (came int) {
+	m, b := r.p.f.m, r.p.batch[r.p.of[n]]
+	if err == nil {
+		came = 1
+		m.prover.add(b.ref.Digest, namer{b.seq, b.module, b.kind})
+		m.metrics.peerBytes.Add(float64(b.ref.Size))
+		m.happened(Event{What: Stored, Module: b.module, Kind: b.kind, Bytes: b.ref.Size, Source: r.source}, nil)
+	}
+	m.metrics.pulled(err)
+	r.p.end(r.p.of[n], err)
 	return came
 }

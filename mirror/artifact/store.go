@@ -146,7 +146,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
 	s.flushes = make(chan struct{}, keepSyncs)
-	s.unproven.sizes, s.unproven.passed = map[Digest]int64{}, map[Digest]bool{}
+	s.unproven.places, s.unproven.passed = map[Digest]place{}, map[Digest]bool{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
 	s.quarantine = shelf{s: s, maxFiles: QuarantineFiles, maxBytes: QuarantineBytes}
 	s.damaged = damagedShelf{s: s, maxFiles: DamagedFiles, maxBytes: DamagedBytes}

@@ -15,7 +15,8 @@ import (
 // What a node pulls in bulk has the digest that the cluster committed, and is durable, before its go.sum hash is computed, which
 // takes many times as long. Until then it stands apart from what may be served:
 //
-//	unproven/ab01…  the bytes with the SHA-256 ab01…, whose go.sum hash this node has not compared yet
+//	unproven/ab01…   the bytes with the SHA-256 ab01…, whose go.sum hash this node has not compared yet
+//	unproven/….pack  many small ones, see pack.go
 //
 // The place is the mark: nothing else says of a blob that it is proven, so the mark cannot be lost without the bytes, and a
 // version of the program that knows nothing of the directory takes the blobs for missing. What is true if the process dies, or
@@ -38,24 +39,86 @@ type shelved struct {
 	made   bool       // guarded by making
 
 	mu     sync.Mutex
-	sizes  map[Digest]int64 // guarded by mu
+	places map[Digest]place // guarded by mu
 	bytes  int64            // guarded by mu
 	passed map[Digest]bool  // guarded by mu; their go.sum hashes are right, and they could not be moved so far
+	empty  []string         // guarded by mu; packs of which nothing is unproven any more, and that are still there
 }
+
+// place is where an unproven blob is: in a file of its own if pack is nil.
+type place struct {
+	size int64
+	pack *pack
+	off  int64
+}
+
+// end is how long the file must be in which r is.
+func (p place) end() int64 { return p.off + p.size }
 
 func (u *shelved) add(r Ref) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.bytes += r.Size - u.sizes[r.Digest] // there may have been a file of another size, which had rotted
-	u.sizes[r.Digest] = r.Size
+	u.put(r, place{size: r.Size})
+}
+
+// addPack adds what is in a pack.
+func (u *shelved) addPack(name string, in []packed) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	p := &pack{name: name, left: 1} // it is not empty before all are in
+	for _, b := range in {
+		p.left++
+		u.put(b.ref, place{b.ref.Size, p, b.off})
+	}
+	u.leave(p)
+}
+
+// put notes where r is, in place of where it was: there may have been a file of another size, which had rotted. The caller holds mu.
+func (u *shelved) put(r Ref, at place) {
+	if old, ok := u.places[r.Digest]; ok {
+		u.bytes -= old.size
+		u.leave(old.pack)
+	}
+	u.bytes += at.size
+	u.places[r.Digest] = at
+}
+
+// leave notes that a pack has one blob less that is unproven. The caller holds mu.
+func (u *shelved) leave(p *pack) {
+	if p == nil {
+		return
+	}
+	if p.left--; p.left == 0 {
+		u.empty = append(u.empty, p.name)
+	}
 }
 
 func (u *shelved) drop(d Digest) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.bytes -= u.sizes[d]
-	delete(u.sizes, d)
+	if at, ok := u.places[d]; ok {
+		u.bytes -= at.size
+		u.leave(at.pack)
+	}
+	delete(u.places, d)
 	delete(u.passed, d)
+}
+
+// at returns where r is; ok is false if it is not here, or has another size.
+func (u *shelved) at(r Ref) (at place, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	at, ok = u.places[r.Digest]
+	return at, ok && at.size == r.Size
+}
+
+// emptied returns the packs that may be removed, once.
+func (u *shelved) emptied() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	names := u.empty
+	u.empty = nil
+	return names
 }
 
 // pass notes that the go.sum hashes of refs are right.
@@ -63,7 +126,7 @@ func (u *shelved) pass(refs []Ref) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, r := range refs {
-		if _, ok := u.sizes[r.Digest]; ok {
+		if _, ok := u.places[r.Digest]; ok {
 			u.passed[r.Digest] = true
 		}
 	}
@@ -97,7 +160,14 @@ func (s *Store) loadUnproven(durably bool) error {
 	if err != nil {
 		return err
 	}
+	dirs := map[string]bool{}
 	for _, e := range entries {
+		if isPack(e.Name()) {
+			if err := s.loadPack(unprovenDir+"/"+e.Name(), dirs); err != nil {
+				return err
+			}
+			continue
+		}
 		d, err := ParseDigest(e.Name())
 		if err != nil {
 			continue // nobody asks for it
@@ -106,22 +176,30 @@ func (s *Store) loadUnproven(durably bool) error {
 			s.unproven.add(Ref{Digest: d, Size: fi.Size()})
 		}
 	}
-	return nil
+	if !durably {
+		return nil
+	}
+	for dir := range dirs {
+		if err := s.disk.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return s.removeEmptied()
 }
 
 // Unproven returns how many blobs are here, durably, whose go.sum hash is not known to be right, and their bytes.
 func (s *Store) Unproven() (blobs int, bytes int64) {
 	s.unproven.mu.Lock()
 	defer s.unproven.mu.Unlock()
-	return len(s.unproven.sizes), s.unproven.bytes
+	return len(s.unproven.places), s.unproven.bytes
 }
 
 // UnprovenDigests returns their digests, in no order.
 func (s *Store) UnprovenDigests() []Digest {
 	s.unproven.mu.Lock()
 	defer s.unproven.mu.Unlock()
-	all := make([]Digest, 0, len(s.unproven.sizes))
-	for d := range s.unproven.sizes {
+	all := make([]Digest, 0, len(s.unproven.places))
+	for d := range s.unproven.places {
 		all = append(all, d)
 	}
 	return all
@@ -129,11 +207,13 @@ func (s *Store) UnprovenDigests() []Digest {
 
 // HasUnproven reports whether r is here, durably, and unproven. Like [Store.Durable] it looks at the size only.
 func (s *Store) HasUnproven(r Ref) bool {
-	s.unproven.mu.Lock()
-	size, ok := s.unproven.sizes[r.Digest]
-	s.unproven.mu.Unlock()
-	if !ok || size != r.Size {
+	at, ok := s.unproven.at(r)
+	if !ok {
 		return false
+	}
+	if at.pack != nil {
+		fi, err := s.root.Lstat(at.pack.name)
+		return err == nil && fi.Mode().IsRegular() && fi.Size() >= at.end()
 	}
 	fi, err := s.root.Lstat(unprovenName(r.Digest))
 	return err == nil && fi.Mode().IsRegular() && fi.Size() == r.Size
@@ -144,6 +224,9 @@ func (s *Store) HasUnproven(r Ref) bool {
 func (s *Store) OpenUnproven(ctx context.Context, r Ref) (*os.File, error) {
 	if !s.HasUnproven(r) {
 		return nil, fmt.Errorf("open unproven %v: %w", r, fs.ErrNotExist)
+	}
+	if at, ok := s.unproven.at(r); ok && at.pack != nil {
+		return s.openPacked(ctx, r, at)
 	}
 	f, err := openIn(s.root, unprovenName(r.Digest), r)
 	if err != nil {
@@ -204,15 +287,7 @@ func (s *Store) shelve(drafts []*Draft, errs []error) {
 	if !named {
 		return
 	}
-	err := s.watch("fsync a directory", func() error {
-		if err := fault.Error(fault.UnprovenDirSync); err != nil {
-			return err
-		}
-		return s.disk.SyncDir(unprovenDir)
-	})
-	if err != nil {
-		err = s.latch("fsync the directory of unproven blobs", err)
-	}
+	err := s.syncUnproven()
 	for i, d := range drafts {
 		if errs[i] != nil {
 			continue
@@ -224,6 +299,34 @@ func (s *Store) shelve(drafts []*Draft, errs []error) {
 	if err == nil {
 		fault.Point(fault.UnprovenKept)
 	}
+}
+
+// syncUnproven makes the names of what is unproven durable.
+func (s *Store) syncUnproven() error {
+	err := s.watch("fsync a directory", func() error {
+		if err := fault.Error(fault.UnprovenDirSync); err != nil {
+			return err
+		}
+		return s.disk.SyncDir(unprovenDir)
+	})
+	if err != nil {
+		return s.latch("fsync the directory of unproven blobs", err)
+	}
+	return nil
+}
+
+// nameUnproven gives a draft or a pack its name among what is unproven.
+func (s *Store) nameUnproven(from, to string) error {
+	err := s.watch("rename a file", func() error {
+		if err := fault.Error(fault.UnprovenRename); err != nil {
+			return err
+		}
+		return s.disk.Rename(from, to)
+	})
+	if err != nil {
+		return s.fault("rename a draft", err)
+	}
+	return nil
 }
 
 // ready makes the draft's bytes durable, and compares them with what was written.
@@ -248,14 +351,8 @@ func (d *Draft) ready() error {
 
 // shelve gives the draft its name among what is unproven.
 func (d *Draft) shelve() error {
-	err := d.s.watch("rename a file", func() error {
-		if err := fault.Error(fault.UnprovenRename); err != nil {
-			return err
-		}
-		return d.s.disk.Rename(d.name, unprovenName(d.Ref().Digest))
-	})
-	if err != nil {
-		return d.s.fault("rename a draft", err)
+	if err := d.s.nameUnproven(d.name, unprovenName(d.Ref().Digest)); err != nil {
+		return err
 	}
 	d.name = ""
 	return nil
@@ -291,22 +388,54 @@ func (s *Store) Prove(refs []Ref) error {
 		return err
 	}
 	dirs := map[string]bool{}
+	var mu sync.Mutex
+	var unpacked []Digest
 	var bad error
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, keepSyncs)
 	for _, r := range refs { // one that cannot be moved keeps none of the others
-		dir, err := s.shard(r.Digest)
-		if err == nil {
-			err = s.proveOne(r)
-		}
-		if err == nil {
-			dirs[dir] = true
-		}
-		bad = cmp.Or(bad, err)
+		defer s.Reserve(r.Digest)()
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			at, _ := s.unproven.at(r)
+			dir, err := s.shard(r.Digest)
+			if err == nil {
+				err = s.proveOne(r, at)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				dirs[dir] = true
+			}
+			if err == nil && at.pack != nil {
+				unpacked = append(unpacked, r.Digest)
+			}
+			bad = cmp.Or(bad, err)
+		})
 	}
-	return cmp.Or(s.syncProven(dirs), bad)
+	wg.Wait()
+	if err := s.syncProven(dirs); err != nil {
+		return err
+	}
+	for _, d := range unpacked { // and not before
+		s.unproven.drop(d)
+	}
+	return cmp.Or(bad, s.removeEmptied())
 }
 
-func (s *Store) proveOne(r Ref) error {
-	defer s.Reserve(r.Digest)()
+// proveOne gives a blob that is at a place its name. It is not durable yet.
+func (s *Store) proveOne(r Ref, at place) error {
+	if at.pack != nil {
+		if !s.HasUnproven(r) || s.intact(r, false) {
+			return nil
+		}
+		err := s.unpack(r, at)
+		if errors.Is(err, fs.ErrNotExist) && s.intact(r, false) { // another one was faster
+			return nil
+		}
+		return err
+	}
 	s.renaming.Lock()
 	defer s.renaming.Unlock()
 	if !s.HasUnproven(r) { // another one was faster
@@ -364,9 +493,13 @@ func (s *Store) Disprove(r Ref, reason string) error {
 	if !s.HasUnproven(r) {
 		return s.Err()
 	}
+	at, _ := s.unproven.at(r)
 	s.unproven.drop(r.Digest)
 	if err := s.Err(); err != nil {
 		return err
+	}
+	if at.pack != nil {
+		return s.disprovePacked(r, at, reason)
 	}
 	if r.Size > s.quarantine.maxBytes {
 		return s.removeUnproven(r.Digest)
@@ -377,6 +510,25 @@ func (s *Store) Disprove(r Ref, reason string) error {
 	}
 	if name != "" { // the same bytes are there already
 		return s.removeUnproven(r.Digest)
+	}
+	return nil
+}
+
+// disprovePacked is Disprove for what was in a pack.
+func (s *Store) disprovePacked(r Ref, at place, reason string) error {
+	d, err := s.draftOf(r, at)
+	if err == nil {
+		err = d.Quarantine(reason)
+	}
+	return cmp.Or(err, s.removeEmptied())
+}
+
+// removeEmptied removes packs of which nothing is left to be proven. That they come back after a power cut does no harm.
+func (s *Store) removeEmptied() error {
+	for _, name := range s.unproven.emptied() {
+		if err := s.removeFile(name); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -398,6 +550,9 @@ func (s *Store) openPassed(ctx context.Context, r Ref) (*os.File, error) {
 	if !s.unproven.hasPassed(r.Digest) || !s.HasUnproven(r) {
 		return nil, fmt.Errorf("open %v: %w", r, fs.ErrNotExist)
 	}
+	if at, ok := s.unproven.at(r); ok && at.pack != nil {
+		return s.openPacked(ctx, r, at)
+	}
 	f, err := openIn(s.root, unprovenName(r.Digest), r)
 	if err != nil {
 		return nil, err
@@ -411,13 +566,20 @@ func (s *Store) openPassed(ctx context.Context, r Ref) (*os.File, error) {
 
 // removeUnproven is DropUnproven for who holds renaming. That the bytes come back after a power cut does no harm.
 func (s *Store) removeUnproven(d Digest) error {
-	err := s.disk.Remove(unprovenName(d))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		if fault := s.Err(); fault != nil {
-			return fault
-		}
-		return fmt.Errorf("remove unproven sha256:%s: %v: %w", d, err, ErrUnavailable)
+	if err := s.removeFile(unprovenName(d)); err != nil {
+		return err
 	}
 	s.unproven.drop(d)
-	return nil
+	return s.removeEmptied()
+}
+
+func (s *Store) removeFile(name string) error {
+	err := s.disk.Remove(name)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if fault := s.Err(); fault != nil {
+		return fault
+	}
+	return fmt.Errorf("remove %s: %v: %w", name, err, ErrUnavailable)
 }
