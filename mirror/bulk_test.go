@@ -319,6 +319,12 @@ func parts(refs []artifact.Ref, answer []byte) (all [][]byte) {
 
 // Whatever a peer answers, a node ends up with the right bytes, and says who lies.
 func TestBulkLiesOfAPeer(t *testing.T) {
+	for where, most := range map[string]int64{"into a pack": artifact.MaxPacked, "into files": 0} {
+		t.Run(where, func(t *testing.T) { liesInBulk(t, most) })
+	}
+}
+
+func liesInBulk(t *testing.T, packMost int64) {
 	for _, test := range []struct {
 		name   string
 		tamper func(refs []artifact.Ref, answer []byte) []byte
@@ -359,6 +365,7 @@ func TestBulkLiesOfAPeer(t *testing.T) {
 			c, net, refs := newBulkCluster(t, 24)
 			net.tamper = test.tamper
 			n := c.nodes[2]
+			n.packMost = packMost
 			defer n.follow()()
 			n.until(func(p Progress) bool { return p.Watermark == 24 && p.Missing == 0 && p.Unproven == 0 })
 			n.whole(refs)

@@ -251,7 +251,7 @@ func (r *received) receive(n int, body io.Reader, absent error) error {
 	if absent != nil {
 		return fromPeer(r.source, absent)
 	}
-	if artifact.CanPack(r.p.refs[n].Size) {
+	if size := r.p.refs[n].Size; size <= r.p.f.m.packMost && artifact.CanPack(size) {
 		return r.intoPack(n, body)
 	}
 	return r.intoDraft(n, body)

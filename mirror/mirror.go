@@ -197,6 +197,7 @@ type Mirror struct {
 	bulks     atomic.Int64  // pulls in bulk under way
 	gives     chan struct{} // slots of answers to those of other nodes
 	prover    *prover
+	packMost  int64 // how large a blob in a pack may be; tests change it
 
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
@@ -261,6 +262,7 @@ func New(c Config) (*Mirror, error) {
 		condemns:  make(chan struct{}, 4),
 		gives:     make(chan struct{}, bulkGives),
 		prover:    newProver(),
+		packMost:  artifact.MaxPacked,
 	}
 	m.collector.every = collectPause
 	m.acquires = newLimit(c.AcquireLimit)

@@ -259,6 +259,9 @@ func (s *Store) unpack(r Ref, at place) error {
 	if err := d.spill(); err != nil {
 		return err
 	}
+	if err := fault.Error(fault.ProvenRename); err != nil {
+		return s.fault("rename a blob", err)
+	}
 	return d.settle(r)
 }
 
