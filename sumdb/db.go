@@ -59,6 +59,12 @@ type Config struct {
 	// its own peers in turn: it answers with [DB.ServePeer]. Nil: there are none.
 	Peers func() []Source
 
+	// Owner returns the node whose turn it is to look m up for all nodes of the cluster, or nil if that is this node. It is
+	// asked for what a client looks up here, before the sources, and answers with [DB.ServeOwner]. It is believed no more
+	// than a source: its answer is verified, and its 404 is the database's. Whatever else comes of it, this node asks the
+	// sources itself. [DB.Record] does not ask it: who brings an artifact in has its turn. Nil: it is always this node's.
+	Owner func(m module.Version) Source
+
 	// Changes is what was committed, for [DB.Run] to hold the tiles of. Nil: this node holds what it looked up itself.
 	Changes Changes
 
@@ -123,6 +129,7 @@ type DB struct {
 	others    *cache[tlog.Tree, bool]                 // heads of another history that an operator has acknowledged
 	ready     *cache[[2]int64, bool]                  // sizes of anchor and newest head: the anchor's edge is held
 	known     peerSet                                 // what is known of the peers
+	owners    ownerSet                                // and of those whose turn it was
 	ahead     ahead                                   // heads beyond the committed one
 	progress  followed                                // how far the tiles of what is committed are held
 	unsaved   atomic.Pointer[artifact.Fork]           // evidence that is not committed yet

@@ -70,8 +70,10 @@
 // commits these heads, smallest first, once there is a quorum. They are in memory only: after a restart the record is looked
 // up again. No later history can contradict such a head without being half of a fork, which freezes the database as ever.
 //
-// A peer is believed no more than any source: each tile is authenticated, each head verified. What a peer says is never a
-// reason for 404.
+// What clients look up at many nodes at once, one node looks up for all ([Config.Owner]); if it does not, each does.
+//
+// A peer is believed no more than any source: each tile is authenticated, each head and record verified. What a peer says is
+// never a reason for 404, unless it was asked in the place of the database.
 //
 // # If the process dies
 //

@@ -82,34 +82,20 @@ func escape(m module.Version) (string, error) {
 // go command believes it; one that fails, talks rubbish or lies is passed over. But where an answer did not hold, "not
 // found" is not the whole truth, and a client that was told so would go on to fetch m elsewhere: the failed check counts.
 func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, err error) {
-	select {
-	case db.lookups <- struct{}{}:
-		defer func() { <-db.lookups }()
-	default:
-		return r, fmt.Errorf("too many lookups at once: %w", artifact.ErrUnavailable)
-	}
-	esc, err := escape(m)
+	end, path, err := db.beginLookup(m)
 	if err != nil {
-		return r, fmt.Errorf("%v: %w", err, artifact.ErrPolicy)
+		return r, err
 	}
+	defer end()
 	for a := range ask(ctx, db, classLookup, func(ctx context.Context, s *source) (artifact.Record, error) {
-		return db.lookupAt(ctx, s, m, "/lookup/"+esc)
+		return db.lookupAt(ctx, s, m, path)
 	}) {
-		switch {
-		case a.err == nil:
-			db.verified.put(m, a.val, nameCost(m)+recordCost(a.val))
-			return a.val, nil
-		case errors.Is(a.err, fs.ErrNotExist) && noGood(err):
+		if errors.Is(a.err, fs.ErrNotExist) && noGood(err) {
 			return r, err
-		case errors.Is(a.err, fs.ErrNotExist):
-			db.absent.put(m, time.Now(), nameCost(m))
-			return r, a.err
-		case errors.Is(a.err, errFrozen):
-			return r, a.err
 		}
-		if noGood(a.err) {
-			db.metrics.badRecords.Inc()
-			db.Log.Warn("lookup answer is no good", "module", m.Path, "version", m.Version, "source", a.source.String(), "err", a.err)
+		db.noteLookup(m, a)
+		if a.err == nil || errors.Is(a.err, fs.ErrNotExist) || errors.Is(a.err, errFrozen) {
+			return a.val, a.err
 		}
 		err = worse(err, a.err)
 	}
@@ -120,6 +106,33 @@ func (db *DB) lookup(ctx context.Context, m module.Version) (r artifact.Record, 
 		err = fmt.Errorf("no proxy speaks for it, and it is not to be asked directly: %w", artifact.ErrUnavailable)
 	}
 	return r, err
+}
+
+// beginLookup returns the path of the lookup of m, and what ends it: there is a bound on how many there are at a time.
+func (db *DB) beginLookup(m module.Version) (end func(), path string, err error) {
+	esc, err := escape(m)
+	if err != nil {
+		return nil, "", fmt.Errorf("%v: %w", err, artifact.ErrPolicy)
+	}
+	select {
+	case db.lookups <- struct{}{}:
+		return func() { <-db.lookups }, "/lookup/" + esc, nil
+	default:
+		return nil, "", fmt.Errorf("too many lookups at once: %w", artifact.ErrUnavailable)
+	}
+}
+
+// noteLookup remembers what a source said of m.
+func (db *DB) noteLookup(m module.Version, a result[artifact.Record]) {
+	switch {
+	case a.err == nil:
+		db.verified.put(m, a.val, nameCost(m)+recordCost(a.val))
+	case errors.Is(a.err, fs.ErrNotExist):
+		db.absent.put(m, time.Now(), nameCost(m))
+	case noGood(a.err):
+		db.metrics.badRecords.Inc()
+		db.Log.Warn("lookup answer is no good", "module", m.Path, "version", m.Version, "source", a.source.String(), "err", a.err)
+	}
 }
 
 // noGood reports whether err says that there was an answer and that it did not hold.

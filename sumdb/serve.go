@@ -39,6 +39,14 @@ func (db *DB) ServeHTTP(w http.ResponseWriter, r *http.Request) { db.serve(w, r,
 
 // serve is ServeHTTP for path instead of r.URL.Path.
 func (db *DB) serve(w http.ResponseWriter, r *http.Request, path string) {
+	db.answer(w, r, path, (*DB).recordInTurn)
+}
+
+// lookingUp is how the record of a lookup is found: [DB.Record], or what comes before it.
+type lookingUp func(*DB, context.Context, module.Version) (artifact.Record, error)
+
+// answer is serve. Records that may be asked of sources are found by ask.
+func (db *DB) answer(w http.ResponseWriter, r *http.Request, path string, ask lookingUp) {
 	class, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	only := onlyHeld(r)
 	var err error
@@ -55,7 +63,7 @@ func (db *DB) serve(w http.ResponseWriter, r *http.Request, path string) {
 	case path == "/latest":
 		err = db.serveLatest(w, r, only)
 	case strings.HasPrefix(path, "/lookup/"):
-		err = db.serveLookup(w, r, path, only)
+		err = db.serveLookup(w, r, path, only, ask)
 	case strings.HasPrefix(path, "/tile/"):
 		err = db.serveTile(w, r, path, only)
 	default:
@@ -139,7 +147,7 @@ func (db *DB) serveLatest(w http.ResponseWriter, r *http.Request, only bool) err
 	return nil
 }
 
-func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, path string, only bool) error {
+func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, path string, only bool, ask lookingUp) error {
 	c, composed := db.composed.get(path)
 	if !composed {
 		m, err := parseLookupPath(path)
@@ -158,7 +166,10 @@ func (db *DB) serveLookup(w http.ResponseWriter, r *http.Request, path string, o
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), db.LookupBudget)
 	defer cancel()
-	c, err := db.compose(ctx, m, only)
+	if only {
+		ask = (*DB).recordHeld
+	}
+	c, err := db.compose(ctx, m, only, ask)
 	if err != nil {
 		return err
 	}
@@ -187,14 +198,10 @@ func parseLookupPath(p string) (m module.Version, err error) {
 	return m, checkModule(m)
 }
 
-// compose returns the answer for m: its record and the head that goes with it, whose tiles are held. If only is set, no
-// source is asked.
-func (db *DB) compose(ctx context.Context, m module.Version, only bool) (composed, error) {
-	ask := db.Record
-	if only {
-		ask = db.recordHeld
-	}
-	record, err := ask(ctx, m)
+// compose returns the answer for m: its record, as ask finds it, and the head that goes with it, whose tiles are held. If
+// only is set, no source is asked.
+func (db *DB) compose(ctx context.Context, m module.Version, only bool, ask lookingUp) (composed, error) {
+	record, err := ask(db, ctx, m)
 	if err != nil {
 		return composed{}, err
 	}

@@ -278,6 +278,7 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 	if n.link != nil {
 		c.Peers = func() []sumdb.Source { return n.sumPeers(spec.Name) }
 		c.Changes, c.Sync = sumChanges{n.replica}, n.sync
+		c.Owner = n.sumOwners(spec.Name)
 	}
 	if !n.config.Offline {
 		if err := n.addSources(&c, spec); err != nil {
@@ -297,7 +298,7 @@ func (n *node) openDatabase(ctx context.Context, spec sumdb.Spec) error {
 // at its URL only if it has one; or by other nodes.
 func (n *node) addSources(c *sumdb.Config, spec sumdb.Spec) error {
 	if n.config.Cluster.NoUpstream {
-		c.Direct = sumOwner{n, spec.Name}
+		c.Direct = sumOwner{n: n, database: spec.Name}
 		return nil
 	}
 	url := spec.URL

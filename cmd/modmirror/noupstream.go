@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -38,9 +39,29 @@ func (noUpstream) Query(context.Context, string, string) ([]byte, error) { retur
 type sumOwner struct {
 	n        *node
 	database string
+	first    string // the node that is asked first; empty: it depends on what it is asked for
 }
 
-func (s sumOwner) String() string { return "the nodes that ask " + s.database }
+func (s sumOwner) String() string {
+	if s.first != "" {
+		return "node " + s.first + ", which asks " + s.database
+	}
+	return "the nodes that ask " + s.database
+}
+
+// sumOwners returns the function that says whose turn it is to look a record up, for a node with clients who do.
+func (n *node) sumOwners(database string) func(module.Version) sumdb.Source {
+	if n.upstream == nil { // all that it asks for goes by turns, see addSources
+		return nil
+	}
+	return func(m module.Version) sumdb.Source {
+		t := n.turnFor(m.String())
+		for _, first := range slices.Concat(t.zone, t.cluster) {
+			return sumOwner{n, database, first.Name}
+		}
+		return nil
+	}
+}
 
 // Get has the node whose turn it is ask the database.
 func (s sumOwner) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
@@ -57,10 +78,25 @@ func (s sumOwner) Get(ctx context.Context, path string, limit int64) ([]byte, er
 	return r.value, nil
 }
 
-// summing is the question for what a checksum database has at a path.
+// summing is the question for what a checksum database has at a path. A record has the key of the artifacts that it is of, so
+// that their owner looks it up once for both.
 func (n *node) summing(database, path string) question[[]byte] {
-	return question[[]byte]{"sumdb " + database + path, "/v1/sum", request{Database: database, Query: path}, n.config.Limits.Lookup,
+	key := "sumdb " + database + path
+	if m, ok := lookedUp(path); ok {
+		key = m.String()
+	}
+	return question[[]byte]{key, "/v1/sum", request{Database: database, Query: path}, n.config.Limits.Lookup,
 		func(_ peer.Member, answer []byte) ([]byte, error) { return answer, nil }} // who asks verifies it
+}
+
+// lookedUp returns the module version of which the record is at a path.
+func lookedUp(path string) (m module.Version, ok bool) {
+	rest, ok := strings.CutPrefix(path, "/lookup/")
+	escPath, escVersion, _ := strings.Cut(rest, "@")
+	var errs [2]error
+	m.Path, errs[0] = module.UnescapePath(escPath)
+	m.Version, errs[1] = module.UnescapeVersion(escVersion)
+	return m, ok && errors.Join(errs[:]...) == nil
 }
 
 // handleSum is the other end of summing. A node that does not ask the database itself says so: it must not ask another one.
@@ -81,7 +117,7 @@ func (n *node) handleSum(r *http.Request) (any, error) {
 	return n.lookUp(r.Context(), q.Database, q.Query)
 }
 
-// lookUp answers what this node's own clients would be answered.
+// lookUp answers what this node's own clients would be answered if no other node were asked.
 func (n *node) lookUp(ctx context.Context, database, path string) ([]byte, error) {
 	i := slices.IndexFunc(n.databases, func(db *sumdb.DB) bool { return db.Name() == database })
 	if i < 0 {
@@ -96,7 +132,7 @@ func (n *node) lookUp(ctx context.Context, database, path string) ([]byte, error
 	}
 	r.URL.Path = path
 	w := &bodyWriter{header: http.Header{}, status: http.StatusOK}
-	n.databases[i].ServeHTTP(w, r)
+	n.databases[i].ServeOwner(w, r)
 	if w.status == http.StatusOK {
 		return w.body.Bytes(), nil
 	}

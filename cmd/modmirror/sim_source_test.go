@@ -52,6 +52,7 @@ type simSource struct {
 	forked  map[string]bool // hosts that are shown the other history
 	modules []module.Version
 	asked   map[string]int // requests, by host
+	paths   map[string]int // requests since countPaths, by path
 }
 
 const (
@@ -61,7 +62,7 @@ const (
 
 func newSimSource(n *simNet, seed uint64) *simSource {
 	s := &simSource{up: mirrortest.New(), main: sumdbtest.New(simDatabase), host: n.host(simUpstream, "upstream"),
-		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}, asked: map[string]int{}}
+		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}, asked: map[string]int{}, paths: map[string]int{}}
 	s.main.Grow(200)
 	s.http = &http.Server{Handler: s}
 	return s
@@ -143,6 +144,15 @@ func (s *simSource) set(f func()) {
 	f()
 }
 
+// countPaths returns how often each path was asked for since the last call.
+func (s *simSource) countPaths() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	paths := s.paths
+	s.paths = map[string]int{}
+	return paths
+}
+
 // heal makes all of it honest.
 func (s *simSource) heal() {
 	s.set(func() { s.lying, s.stalls, s.down = 0, 0, false; clear(s.forked) })
@@ -177,6 +187,7 @@ func (s *simSource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	at := s.rng.IntN(1 << 20)
 	fork := s.fork
 	s.asked[host]++
+	s.paths[r.URL.Path]++
 	s.mu.Unlock()
 	if stall {
 		<-r.Context().Done()

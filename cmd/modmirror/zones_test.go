@@ -190,6 +190,39 @@ func TestOneFetchACluster(t *testing.T) {
 	})
 }
 
+// Of a record that clients look up at all nodes of all zones at once, the cluster asks the checksum database once, and for each
+// tile that it takes to verify it; a zone that is cut off asks by itself.
+func TestOneLookupACluster(t *testing.T) {
+	inZones(t, 3, nil, func(z *zones) {
+		lookup := func(m module.Version) string { return "/sumdb/" + simDatabase + "/lookup/" + m.Path + "@" + m.Version }
+		first, rest, last := z.add("first", 1, 1000)[0], z.add("m", 4, 1000), z.add("last", 1, 1000)[0]
+		z.source.countPaths()
+		z.all("abc", lookup(first))
+		for path, n := range z.source.countPaths() {
+			if n != 1 && !strings.HasSuffix(path, "/supported") && !strings.HasSuffix(path, "/latest") {
+				t.Errorf("the database is asked %d times for %s", n, path)
+			}
+		}
+		var wg sync.WaitGroup
+		for _, m := range rest {
+			wg.Go(func() { z.all("abc", lookup(m)) })
+		}
+		wg.Wait()
+		asked := z.source.countPaths()
+		for _, m := range rest {
+			if n := asked[lookup(m)]; n != 1 {
+				t.Errorf("the database is asked %d times for the record of %s", n, m)
+			}
+		}
+		z.cutOff("c")
+		z.all("abc", lookup(last))
+		if n := z.source.countPaths()[lookup(last)]; n < 2 {
+			t.Errorf("the database is asked %d times for a record, by a cluster and a zone that is cut off", n)
+		}
+		z.net.heal()
+	})
+}
+
 // A zone that is cut off has its own nodes ask the upstream; once for all of them.
 func TestZoneCutOffFetches(t *testing.T) {
 	passing := func(n *simNode) { n.extra = append(n.extra, "--on-quorum-loss", lossPassThrough) }
