@@ -24,7 +24,7 @@ type selfStatus struct {
 	Root     string `json:"root"`     // of the catalog's Merkle tree at Seq
 	Proves   int64  `json:"proves"`   // it holds the tiles that prove the records of the leaves below
 	Starts   uint64 `json:"starts"`   // how often its data directory was opened
-	Fetches  bool   `json:"fetches"`  // it has an upstream, and takes new artifacts
+	Fetches  bool   `json:"fetches"`  // it has an upstream that is not silent, and takes new artifacts
 	Passes   bool   `json:"passes"`   // it passes questions on as the owner of its zone; earlier versions do not
 	Draining bool   `json:"draining"` // it is about to stop
 	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
@@ -53,6 +53,9 @@ func (n *node) self(ctx context.Context) selfStatus {
 		s.NoBlobs = err.Error()
 	}
 	s.Fetches, s.Passes = n.upstream != nil && s.NoBlobs == "", true
+	if err := n.silent(); err != nil && s.Fetches {
+		s.Fetches, s.Silent = false, artifact.Truncate(err.Error(), maxPlain)
+	}
 	if s.Draining {
 		s.Ready = "about to stop"
 	}
@@ -125,7 +128,7 @@ func parseStatus(b json.RawMessage) any {
 	if json.Unmarshal(b, &s) != nil {
 		return nil
 	}
-	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes, &s.Disk} {
+	for _, text := range []*string{&s.Version, &s.Profile, &s.Ready, &s.Writes, &s.Disk, &s.Silent} {
 		*text = plain(*text)
 	}
 	for i := range s.WAN {
@@ -293,6 +296,9 @@ func (v clusterView) problems() (out []string) {
 			out = append(out, fmt.Sprintf("%s: %s", m.Name, m.Ready))
 		case m.Writes != "ok":
 			out = append(out, fmt.Sprintf("%s takes no new artifacts: %s", m.Name, m.Writes))
+		}
+		if m.Alive && m.Silent != "" {
+			out = append(out, fmt.Sprintf("%s does not fetch, its upstream is silent: %s", m.Name, m.Silent))
 		}
 		if m.Alive && m.MissingFor != nil && *m.MissingFor > longBehind {
 			out = append(out, fmt.Sprintf("%s lacks %s since %s", m.Name, count(m.Missing, "blob"), roughly(*m.MissingFor)))

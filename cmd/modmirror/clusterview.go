@@ -65,6 +65,7 @@ type memberView struct {
 	Unhealed      *int           `json:"unhealed,omitempty"`      // of the blobs that it lacks, those that it held and lost
 	Total         uint64         `json:"totalBytes,omitempty"`    // of its disk; 0: not known
 	Disk          string         `json:"disk,omitempty"`          // "ok", "low" or "full"
+	Silent        string         `json:"silent,omitempty"`        // it would fetch, but its upstream does not answer: why; "": it does
 	Scrubbed      time.Time      `json:"scrubbed,omitzero"`       // it has read every blob again since then
 	Profile       string         `json:"raftProfile,omitempty"`   // how patient its Raft is: lan or wan
 	LeaderChanges *int64         `json:"leaderChanges,omitempty"` // that it has seen since it started
@@ -190,6 +191,8 @@ func (m memberView) state() string {
 		return m.Ready
 	case m.Writes != "ok" && m.Writes != "":
 		return "serves; no new artifacts: " + m.Writes
+	case m.Silent != "":
+		return "serves; does not fetch, its upstream is silent"
 	}
 	return "ok"
 }

@@ -211,6 +211,7 @@ func (n *node) openUpstream(ctx context.Context) error {
 	if err != nil {
 		return usageError("upstream (from %s): %v", saidBy, err)
 	}
+	n.metrics.MustRegister(n.silentMetric())
 	n.onClose(n.upstream.Close)
 	return nil
 }
@@ -388,6 +389,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { n.disk.run(ctx); return nil })
 	for _, db := range n.databases {
 		g.Go(func() error { return db.Run(ctx) })
+	}
+	if n.upstream != nil {
+		g.Go(func() error { n.watchWayOut(ctx); return nil })
 	}
 	g.Go(func() error { return n.mirror.CollectGarbage(ctx) })
 	g.Go(func() error { return n.mirror.Follow(ctx) })

@@ -7,7 +7,8 @@ import (
 // turn says whose turn it is to ask the upstream for something, or the checksum database, so that the cluster asks once. Two
 // nodes have one, by rendezvous of what is asked for:
 //
-//   - the cluster's owner, the first of all nodes that fetch: they answer, have an upstream, have room and are not about to stop
+//   - the cluster's owner, the first of all nodes that fetch: they answer, have an upstream, have room and are not about to stop;
+//     those whose upstream is silent (see wayout.go) only if that of all is
 //   - the zone's owner, the first of the nodes of a zone that answer
 //
 // A node asks the owner of its zone (hopZone), which joins equal questions and asks the cluster's owner (hopCluster), which asks
@@ -42,35 +43,43 @@ const maxZoneOwners = 2
 // candidate is a node whose turn it may be.
 type candidate struct {
 	peer.Member
-	fetches bool // it has an upstream, and takes new artifacts
+	fetches bool // it has an upstream that is not silent, and takes new artifacts
 	passes  bool // it passes questions on as the owner of its zone
+	silent  bool // it would fetch but for a silent upstream
 }
 
 // turnFor returns whose turn it is for key.
 func (n *node) turnFor(key string) turn {
-	self := candidate{peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone}, n.fetches(), true}
+	fetches, silent := n.fetches(), n.silent() != nil
+	self := candidate{peer.Member{ID: n.replica.ID(), Zone: n.config.Cluster.Zone}, fetches && !silent, true, fetches && silent}
 	var others []candidate
 	for _, m := range n.others() {
 		if s, entry, ok := n.heard(m.ID); ok && entry.Healthy && !s.Draining {
-			others = append(others, candidate{m, s.Fetches, s.Passes})
+			others = append(others, candidate{m, s.Fetches, s.Passes, s.Silent != ""})
 		}
 	}
 	return turnAmong(key, self, others)
 }
 
-// fetches reports whether this node asks the upstream.
+// fetches reports whether this node asks the upstream, be it silent.
 func (n *node) fetches() bool { return n.upstream != nil && n.keeps() == nil }
 
 // turnAmong is turnFor for a node among others that answer.
 func turnAmong(key string, self candidate, others []candidate) (t turn) {
-	var fetchers, zone []peer.Member
+	var fetchers, silent, zone []peer.Member
 	for _, c := range append([]candidate{self}, others...) {
-		if c.fetches {
+		switch {
+		case c.fetches:
 			fetchers = append(fetchers, c.Member)
+		case c.silent:
+			silent = append(silent, c.Member)
 		}
 		if c.Zone == self.Zone && c.passes {
 			zone = append(zone, c.Member)
 		}
+	}
+	if len(fetchers) == 0 { // what is the matter with all of them is not for want of a better one
+		fetchers = silent
 	}
 	t.cluster, t.mine = before(self.ID, peer.Owner(key, fetchers))
 	if len(t.cluster) > 0 && t.cluster[0].Zone != self.Zone {

@@ -9,10 +9,11 @@ import (
 	"modmirror/replicate/peer"
 )
 
-// fetching nodes are named after their zones, as in near; those that end with an x have no upstream.
+// fetching nodes are named after their zones, as in near; those that end with an x have no upstream, with an s a silent one.
 func candidates(list ...string) (out []candidate) {
 	for _, id := range list {
-		out = append(out, candidate{peer.Member{ID: id, Zone: id[:1]}, !strings.HasSuffix(id, "x"), true})
+		silent := strings.HasSuffix(id, "s")
+		out = append(out, candidate{peer.Member{ID: id, Zone: id[:1]}, !silent && !strings.HasSuffix(id, "x"), true, silent})
 	}
 	return out
 }
@@ -66,6 +67,30 @@ func TestOneOwner(t *testing.T) {
 	}
 	if len(owners) != 5 {
 		t.Errorf("the owners are %v, want the five that fetch", owners)
+	}
+}
+
+// Who gets no answer from the upstream is no owner while somebody does, and asks those first; if nobody does, all are owners.
+func TestSilentIsNoOwner(t *testing.T) {
+	for i := range 50 {
+		key := fmt.Sprint("key ", i)
+		for id, turn := range turnsOf(key, candidates("a1s", "a2", "b1", "b2s", "c1x")) {
+			if s := ids(turn.cluster) + ids(turn.zone); strings.Contains(ids(turn.cluster), "s") || strings.Contains(s, id) {
+				t.Fatalf("%s: %+v", id, turn)
+			}
+			if fetches := id == "a2" || id == "b1"; turn.mine != fetches || !fetches && len(turn.cluster) != 2 {
+				t.Fatalf("%s: %+v", id, turn)
+			}
+		}
+		all, healthy := turnsOf(key, candidates("a1s", "b1s", "c1x")), turnsOf(key, candidates("a1", "b1", "c1x"))
+		for _, id := range []string{"a1", "b1"} {
+			if got, want := all[id+"s"], healthy[id]; len(got.cluster) > 1 || got.mine != want.mine || !got.mine {
+				t.Fatalf("all are silent: %s: %+v", id, got)
+			}
+		}
+		if n := len(all["c1x"].cluster); n != 2 {
+			t.Fatalf("all are silent: %+v", all["c1x"])
+		}
 	}
 }
 

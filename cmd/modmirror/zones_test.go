@@ -242,6 +242,65 @@ func TestZoneCutOffFetches(t *testing.T) {
 	})
 }
 
+// A node to which the upstream falls silent is asked in vain a few times; then others fetch in its place, without delay, for its own
+// clients too. Once the upstream answers it again, all is as before.
+func TestUpstreamFallsSilent(t *testing.T) {
+	inZones(t, 2, nil, func(z *zones) {
+		a1, b1 := z.named("a1"), z.named("b1")
+		owns := func(m module.Version) bool {
+			t := b1.serving().n.turnFor(m.String())
+			return len(t.cluster) > 0 && t.cluster[0].ID == a1.serving().n.replica.ID()
+		}
+		owned := func(n int) (mods []module.Version) { // whose owner is a1
+			for i := 0; len(mods) < n && i < 1000; i++ {
+				m := module.Version{Path: fmt.Sprintf("example.com/m%d", i), Version: "v1.0.0"}
+				if owns(m) {
+					z.source.publish(m, nil, 100, false)
+					mods = append(mods, m)
+				}
+			}
+			return mods
+		}
+		quick := func(what string, n *simNode, m module.Version, most time.Duration) {
+			begin := time.Now()
+			z.get(n, artifactPath(m, artifact.Mod))
+			if took := time.Since(begin); took > most {
+				t.Errorf("%s: %s takes %v", what, n.name, took)
+			}
+		}
+		mods := owned(7)
+		z.net.setCut(a1.ip, simUpstream, true)
+		var wg sync.WaitGroup
+		for _, m := range mods[:3] {
+			wg.Go(func() { z.get(b1, artifactPath(m, artifact.Mod)) })
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Second) // until all have heard of it
+		for _, n := range z.nodes {
+			if v := n.serving().n.view(t.Context()); !strings.Contains(strings.Join(v.problems(), "\n"), "a1.1 does not fetch") {
+				t.Errorf("%s has nothing to say of a1: %q", n.name, v.problems())
+			}
+		}
+		quick("a silent upstream of the owner", b1, mods[3], 2*time.Second)
+		quick("one's own silent upstream", a1, mods[4], 2*time.Second)
+		time.Sleep(2 * wayOutRetry)
+		quick("it is still silent", b1, mods[5], 2*time.Second)
+		z.net.setCut(a1.ip, simUpstream, false)
+		time.Sleep(2 * wayOutRetry)
+		if err := a1.serving().n.silent(); err != nil {
+			t.Errorf("it answers again: %v", err)
+		}
+		if !owns(mods[6]) {
+			t.Error("a1 is no owner again")
+		}
+		before := z.askedBy("a")
+		quick("it answers again", b1, mods[6], 2*time.Second)
+		if z.askedBy("a") == before {
+			t.Error("a1 does not fetch what it owns")
+		}
+	})
+}
+
 // cutOff cuts a zone off from the other two, and leaves it its way to the upstream.
 func (z *zones) cutOff(zone string) {
 	z.net.mu.Lock()

@@ -44,6 +44,7 @@ type Error struct {
 	Err        error         // what went wrong, if it is not the status alone
 
 	class error
+	asked time.Time // when it was its turn to be asked; zero: at once
 }
 
 // Error returns one line without secrets.

@@ -63,12 +63,16 @@ func (s *site) open(ctx context.Context, q question) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	turn := time.Now()
 	a, err := s.try(ctx, q, leave)
 	if e := (*Error)(nil); err != nil && ctx.Err() == nil && errors.As(err, &e) && e.transient() && sleep(ctx, 50*time.Millisecond+rand.N(200*time.Millisecond)) {
 		a, err = s.try(ctx, q, leave)
 	}
 	if err != nil {
 		leave()
+		if e := (*Error)(nil); errors.As(err, &e) {
+			e.asked = turn
+		}
 		return nil, err
 	}
 	return a, nil

@@ -30,7 +30,7 @@ type List struct {
 
 // Entry is one proxy of a list.
 type Entry struct {
-	src      source
+	src      *watched
 	fallback bool // followed by "|": any error leads to the next
 	metrics  *metrics
 }
@@ -59,10 +59,11 @@ func Parse(goproxy string, c Config) (*List, error) {
 			direct = true
 			continue
 		}
-		var err error
-		if e.src, err = newSource(withScheme(raw), c, l.network); err != nil {
+		src, err := newSource(withScheme(raw), c, l.network)
+		if err != nil {
 			return nil, fmt.Errorf("entry %d of the upstream list %w", i, err)
 		}
+		e.src = &watched{source: src}
 		l.entries = append(l.entries, e)
 	}
 	switch {

@@ -234,7 +234,7 @@ func (s *slots) enter(ctx context.Context, large bool) (leave func(), err error)
 		select {
 		case s.large <- struct{}{}:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%d zips from this host are under way already", cap(s.large))
+			return nil, fmt.Errorf("%w: %d zips from this host are under way already", errBusy, cap(s.large))
 		}
 	}
 	unlarge := func() {
@@ -247,7 +247,7 @@ func (s *slots) enter(ctx context.Context, large bool) (leave func(), err error)
 		return sync.OnceFunc(func() { <-s.all; unlarge() }), nil
 	case <-ctx.Done():
 		unlarge()
-		return nil, fmt.Errorf("%d requests to this host are under way already", cap(s.all))
+		return nil, fmt.Errorf("%w: %d requests to this host are under way already", errBusy, cap(s.all))
 	}
 }
 
