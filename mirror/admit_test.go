@@ -299,6 +299,16 @@ func TestErrorsTravel(t *testing.T) {
 			t.Errorf("an upstream that is silent becomes %v (%d)", silent, statusOf(silent))
 		}
 	}
+	for err, status := range map[error]int{&strange{artifact.ErrPolicy}: 403, &strange{artifact.ErrMalformed}: 502} {
+		for range 2 {
+			if err = travel(err); !OneNodes(err) || statusOf(err) != status {
+				t.Errorf("what an upstream answers one node becomes %v (%d)", err, statusOf(err))
+			}
+		}
+		if err := travel(fmt.Errorf("%w: %w", err, artifact.ErrRefused)); OneNodes(err) {
+			t.Errorf("a failed check may be one node's: %v", err)
+		}
+	}
 	if errors.Is(travel(&waitError{time.Second}), artifact.ErrUnavailable) {
 		t.Error("a node that is late looks like a silent upstream")
 	}
@@ -312,6 +322,12 @@ func TestErrorsTravel(t *testing.T) {
 		t.Errorf("%s of %d bytes", class, len(text))
 	}
 }
+
+// strange is an answer of an upstream that it may have given to one node alone.
+type strange struct{ error }
+
+func (s *strange) OneNodes() bool { return true }
+func (s *strange) Unwrap() error  { return s.error }
 
 // The zip of another module, which is here, gets no ack as one of this module.
 func TestAdmitBytesOfAnotherModule(t *testing.T) {

@@ -86,12 +86,12 @@ func (m *Mirror) askBudget(k artifact.Kind) time.Duration { return 2*m.budget(k)
 
 // askOrOwn asks the node whose turn it is, or brings an artifact in here.
 func (m *Mirror) askOrOwn(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (bringing, error) {
-	b, done, err := m.askOwner(ctx, mv, k)
+	b, done, before := m.askOwner(ctx, mv, k)
 	if done || ctx.Err() != nil {
-		return b, err
+		return b, before
 	}
 	l, err := m.own(ctx, mv, k, key, id, slots)
-	return l.value, err
+	return l.value, After(err, before)
 }
 
 // askOwner asks the node whose turn it is. It is not done if this node has to do it itself: because it is its turn; because

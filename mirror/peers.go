@@ -20,8 +20,8 @@ import (
 type Peers interface {
 	// Resolve asks the node whose turn it is to bring in an artifact (its [Mirror.Bring]), and the next if it does not answer.
 	// It returns the manifest that is committed then. ok is false if it is this node's own turn, at the latest when no other
-	// node answers. An error is the other node's word and has its class (see [ErrorClass]); that a node cannot be reached is no
-	// error but a reason to ask the next.
+	// node answers; an error says why none of those that did could say, if any did. With ok, an error is the other node's word
+	// and has its class (see [ErrorClass]); that a node cannot be reached is no error but a reason to ask the next.
 	Resolve(ctx context.Context, mv module.Version, k artifact.Kind) (man artifact.Manifest, ok bool, err error)
 	// Ask asks the node whose turn it is for a path what the upstream says of it (its [Mirror.Tell]): op is OpList, OpLatest or
 	// OpQuery, which alone has a query. ok is as in Resolve.
@@ -86,6 +86,9 @@ func (c *Config) checkCluster() error {
 	return nil
 }
 
+// classesOfOne name the errors of [OneNodes]. To nodes of earlier versions they are "unavailable".
+var classesOfOne = map[string]error{"denied": errDenied, "astray": errAstray}
+
 // classes name the errors that travel from node to node, in the order in which statusOf looks at them.
 var classes = []struct {
 	name string
@@ -112,6 +115,34 @@ var classes = []struct {
 // own time that is over, it may be otherwise for another node. To nodes of earlier versions it is "unavailable".
 const silentClass = "silent"
 
+// What an upstream may have answered to one node alone is told apart from what it, or this mirror, says to all.
+var (
+	errDenied = fmt.Errorf("%w, of one node perhaps", artifact.ErrPolicy)
+	errAstray = fmt.Errorf("%w, to one node perhaps", artifact.ErrMalformed)
+)
+
+// OneNodes reports whether err is an answer of an upstream that another node may not get: one that is for want of credentials, or
+// that no module proxy gives, as a captive portal does. Bytes that did not pass a check are no such answer.
+func OneNodes(err error) bool {
+	of := (interface{ OneNodes() bool })(nil)
+	switch {
+	case errors.Is(err, artifact.ErrRefused), errors.Is(err, artifact.ErrConflict):
+		return false
+	case errors.Is(err, errDenied), errors.Is(err, errAstray):
+		return true
+	}
+	return errors.As(err, &of) && of.OneNodes()
+}
+
+// After adds to err, for which this node has nothing to serve, why another node had nothing before that. What is known to be
+// absent needs no more words.
+func After(err, before error) error {
+	if err == nil || before == nil || isAbsent(err) {
+		return err
+	}
+	return fmt.Errorf("%w; before that, %v", err, before)
+}
+
 var errSilent = fmt.Errorf("%w: %w", artifact.ErrUnavailable, context.DeadlineExceeded)
 
 // maxTold bounds the text of an error that travels from node to node, in bytes.
@@ -120,6 +151,12 @@ const maxTold = 2 << 10
 // ErrorClass returns what travels to another node in place of err: the name of its class, and its text.
 func ErrorClass(err error) (class, text string) {
 	text = artifact.Truncate(err.Error(), maxTold)
+	switch ofOne := OneNodes(err); {
+	case ofOne && errors.Is(err, artifact.ErrPolicy):
+		return "denied", text
+	case ofOne && errors.Is(err, artifact.ErrMalformed):
+		return "astray", text
+	}
 	for _, c := range classes {
 		switch {
 		case !errors.Is(err, c.err):
@@ -135,6 +172,9 @@ func ErrorClass(err error) (class, text string) {
 // ClassError is the inverse of ErrorClass: an error of that class and text, which has no other class. It never says that
 // something is absent unless the class does.
 func ClassError(class, text string) error {
+	if err := classesOfOne[class]; err != nil {
+		return &toldError{artifact.Truncate(text, maxTold), err}
+	}
 	for _, c := range classes {
 		if c.name == class {
 			return &toldError{artifact.Truncate(text, maxTold), c.err}

@@ -76,7 +76,8 @@ func (t *topic) askAround(ctx context.Context, path string) (*seen, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return t.askUpstream(ctx, path)
+		s, own := t.askUpstream(ctx, path)
+		return s, After(own, err)
 	}
 	if err != nil {
 		return nil, err
@@ -203,7 +204,8 @@ func (m *Mirror) resolveQuery(ctx context.Context, mv module.Version) (*resolved
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return m.ownQuery(ctx, mv)
+		q, own := m.ownQuery(ctx, mv)
+		return q, After(own, err)
 	}
 	if err != nil {
 		return nil, err

@@ -68,8 +68,10 @@ func (s sumOwner) Get(ctx context.Context, path string, limit int64) ([]byte, er
 	q := s.n.summing(s.database, path)
 	r := askInTurn(ctx, peers{s.n}, q, s.n.turnFor(q.key))
 	switch {
+	case !r.said && r.err != nil:
+		return nil, fmt.Errorf("%s: %s: none of them can say: %w", s, path, r.err)
 	case !r.said:
-		return nil, fmt.Errorf("%s: %w", s, errNoFetcher)
+		return nil, fmt.Errorf("%s: none of them answers: %w", s, artifact.ErrUnavailable)
 	case r.err != nil:
 		return nil, fmt.Errorf("%s: %s: %w", s, path, r.err)
 	case int64(len(r.value)) > limit:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -24,7 +25,8 @@ type question[T any] struct {
 	parse func(from peer.Member, answer []byte) (T, error)
 }
 
-// reply is what came of a question. It is not said if nobody answered, or nobody could say: then it is the turn of whoever asks.
+// reply is what came of a question. It is not said if nobody answered, or nobody could say: then it is the turn of whoever asks,
+// and err is why nobody could, if any answered.
 type reply[T any] struct {
 	value T
 	said  bool
@@ -84,7 +86,7 @@ func askInTurn[T any](ctx context.Context, p peers, q question[T], t turn) reply
 	case r.said:
 		return r
 	case last != nil && t.mine:
-		return reply[T]{}
+		return reply[T]{err: last}
 	}
 	return askCluster(ctx, p, q, t)
 }
@@ -123,11 +125,24 @@ func askCluster[T any](ctx context.Context, p peers, q question[T], t turn) repl
 func nobody[T any](p peers, last error) reply[T] {
 	switch {
 	case !p.n.config.Cluster.NoUpstream:
-		return reply[T]{}
+		return reply[T]{err: last}
 	case last != nil:
 		return reply[T]{said: true, err: fmt.Errorf("%w: %w", errNoFetcher, last)}
 	}
 	return reply[T]{said: true, err: errNoFetcher}
+}
+
+// maxAstray is how many nodes are asked for what the upstream may have answered to one of them alone: two that are told the same
+// are believed. Else a cluster of many nodes would ask an upstream again and again for what that forbids.
+const maxAstray = 2
+
+// astray is what so many nodes say.
+func astray(errs []error) error {
+	class := artifact.ErrPolicy
+	if last := errs[len(errs)-1]; !errors.Is(last, class) {
+		class = artifact.ErrMalformed
+	}
+	return fmt.Errorf("%v: %w", strings.ReplaceAll(errors.Join(errs...).Error(), "\n", "; "), class)
 }
 
 // askEach asks one node after the other. last is why the last one that said something cannot say more now.
@@ -136,6 +151,7 @@ func askEach[T any](ctx context.Context, p peers, q question[T], list []peer.Mem
 	if err != nil {
 		return reply[T]{said: true, err: err}, nil
 	}
+	var strange []error
 	for _, m := range list {
 		answer, said, err := p.askOne(ctx, m, q.path, b)
 		if said && err == nil {
@@ -147,8 +163,16 @@ func askEach[T any](ctx context.Context, p peers, q question[T], list []peer.Mem
 			p.n.log.Error("a node answers with what is no answer; the next is asked", "node", m.Name, "id", m.ID, "address", m.Address, "key", q.key, "err", err)
 			continue
 		}
+		if said && mirror.OneNodes(err) {
+			last = fmt.Errorf("node %s: %w", m.Name, err)
+			if strange = append(strange, last); len(strange) == maxAstray {
+				return reply[T]{said: true, err: astray(strange)}, nil
+			}
+			p.n.log.Warn("the upstream answers a node as if that had lost its way; the next is asked", "node", m.Name, "key", q.key, "err", err)
+			continue
+		}
 		if said && mayDiffer(err) {
-			last = err
+			last = fmt.Errorf("node %s: %w", m.Name, err)
 			p.n.log.Info("a node whose turn it is cannot say now; the next is asked", "node", m.Name, "key", q.key, "err", err)
 			continue
 		}
@@ -171,6 +195,7 @@ func (n *node) handleResolve(r *http.Request) (any, error) {
 		return nil, err
 	}
 	mv, k := module.Version{Path: q.Module, Version: q.Version}, artifact.Kind(q.Kind)
+	var before error
 	if q.Hop == hopZone {
 		man, ok, err := n.mirror.Held(r.Context(), mv, k)
 		if !ok {
@@ -183,10 +208,11 @@ func (n *node) handleResolve(r *http.Request) (any, error) {
 		if ok {
 			return nil, err
 		}
+		before = err
 	}
 	man, err := n.mirror.Bring(r.Context(), mv, k)
 	if err != nil {
-		return nil, err
+		return nil, mirror.After(err, before)
 	}
 	return man.AppendBinary(nil)
 }
@@ -198,6 +224,7 @@ func (n *node) handleAsk(r *http.Request) (any, error) {
 		return nil, err
 	}
 	ctx, op := r.Context(), mirror.Op(q.Op)
+	var before error
 	if q.Hop == hopZone {
 		t, ok, err := n.mirror.Recall(op, q.Module, q.Query)
 		if !ok {
@@ -212,10 +239,11 @@ func (n *node) handleAsk(r *http.Request) (any, error) {
 		if ok {
 			return told{t.Body, t.Age}, err
 		}
+		before = err
 	}
 	t, err := n.mirror.Tell(ctx, op, q.Module, q.Query)
 	if err != nil {
-		return nil, err
+		return nil, mirror.After(err, before)
 	}
 	return told{t.Body, t.Age}, nil
 }

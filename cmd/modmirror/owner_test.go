@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +18,7 @@ import (
 
 	"modmirror/mirror"
 	"modmirror/mirror/artifact"
+	"modmirror/mirror/upstream"
 	"modmirror/replicate/peer"
 )
 
@@ -100,10 +104,10 @@ func TestAskInTurn(t *testing.T) {
 		{"the zone's owner is silent", turn{list(silent), list(cluster), true}, "cluster", true, nil, []string{"cluster CLUSTER"}},
 		{"and so is the next", turn{list(silent, silent), list(silent, cluster), true}, "cluster", true, nil, []string{"cluster CLUSTER"}},
 		{"the zone's owner is answered no", turn{list(absent), list(cluster), true}, "", true, fs.ErrNotExist, []string{"zone ABSENT"}},
-		{"the zone's owner gets no answer, and it may be this node's turn", turn{list(cannot), list(cluster), true}, "", false, nil, []string{"zone CANNOT"}},
+		{"the zone's owner gets no answer, and it may be this node's turn", turn{list(cannot), list(cluster), true}, "", false, artifact.ErrUnavailable, []string{"zone CANNOT"}},
 		{"the zone's owner gets no answer, and it never is", turn{list(cannot), list(cluster), false}, "cluster", true, nil, []string{"zone CANNOT", "cluster CLUSTER"}},
 		{"rubbish", turn{list(bad), list(bad, cluster), true}, "cluster", true, nil, []string{"zone BAD", "cluster BAD", "cluster CLUSTER"}},
-		{"nobody can say", turn{nil, list(cannot, silent), true}, "", false, nil, []string{"cluster CANNOT"}},
+		{"nobody can say", turn{nil, list(cannot, silent), true}, "", false, artifact.ErrUnavailable, []string{"cluster CANNOT"}},
 		{"it is this node's turn", turn{nil, nil, true}, "", false, nil, nil},
 	} {
 		body, said, err := g.tell(test.turn)
@@ -116,6 +120,75 @@ func TestAskInTurn(t *testing.T) {
 	}
 	if n := g.n.badAnswers.Load(); n != 2 {
 		t.Errorf("%d answers were none", n)
+	}
+}
+
+// fromUpstream is an error of an upstream as it answers with a status, or with a page of HTML.
+func fromUpstream(t *testing.T, status int, contentType string) error {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		io.WriteString(w, "log in\n")
+	}))
+	defer s.Close()
+	l, err := upstream.Parse(s.URL, upstream.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err = l.Versions(t.Context(), "example.com/m"); err == nil {
+		t.Fatalf("%d is no error", status)
+	}
+	return fmt.Errorf("example.com/m list: %w", err)
+}
+
+// What an upstream may have answered to one node alone another node is asked for, once; two that are told the same have the last
+// word, and both are named. What is said to all is final, and so is a failed check.
+func TestUpstreamAnswersOneNodeStrangely(t *testing.T) {
+	g := newOwnerRig(t)
+	next, absent := g.owner("NEXT", saying("next")), g.owner("ABSENT", refusing(fs.ErrNotExist))
+	refused := g.owner("REFUSED", refusing(fmt.Errorf("other bytes: %w", artifact.ErrRefused)))
+	for _, test := range []struct {
+		status      int
+		contentType string
+		final       error // of two nodes; nil: it is the first one's word already
+	}{
+		{401, "text/plain", artifact.ErrPolicy}, {403, "text/plain", artifact.ErrPolicy}, {407, "text/plain", nil},
+		{200, "text/html", artifact.ErrMalformed}, {302, "text/html", artifact.ErrMalformed}, {418, "text/plain", artifact.ErrMalformed},
+	} {
+		err := fromUpstream(t, test.status, test.contentType)
+		one, two := g.owner(fmt.Sprint("ONE", test.status), refusing(err)), g.owner(fmt.Sprint("TWO", test.status), refusing(err))
+		if body, said, err := g.tell(turn{cluster: []peer.Member{one, next}}); body != "next" || !said || err != nil {
+			t.Errorf("%d, then the list: %q, %v, %v", test.status, body, said, err)
+		}
+		if _, said, err := g.tell(turn{cluster: []peer.Member{one, absent}}); !said || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%d, then 404: %v, %v", test.status, said, err)
+		}
+		if _, said, err := g.tell(turn{cluster: []peer.Member{one, refused, next}}); !said || !errors.Is(err, artifact.ErrRefused) {
+			t.Errorf("%d, then a failed check: %v, %v", test.status, said, err)
+		}
+		if _, said, err := g.tell(turn{cluster: []peer.Member{one}, mine: true}); said || err == nil || !strings.Contains(err.Error(), one.Name) {
+			t.Errorf("%d, and nobody else: %v, %v", test.status, said, err)
+		}
+		_, said, err := g.tell(turn{cluster: []peer.Member{one, two, next}})
+		if test.final == nil {
+			if !said || err != nil {
+				t.Errorf("%d twice, then the list: %v, %v", test.status, said, err)
+			}
+			continue
+		}
+		if !said || !errors.Is(err, test.final) || mirror.OneNodes(err) || !strings.Contains(err.Error(), one.Name) || !strings.Contains(err.Error(), two.Name) {
+			t.Errorf("%d twice: %v, %v", test.status, said, err)
+		}
+	}
+	for _, status := range []int{404, 410, 451} {
+		if _, said, err := g.tell(turn{cluster: []peer.Member{g.owner(fmt.Sprint("FINAL", status), refusing(fromUpstream(t, status, "text/plain"))), next}}); !said || err == nil {
+			t.Errorf("%d is not final: %v, %v", status, said, err)
+		}
+	}
+	if _, said, err := g.tell(turn{cluster: []peer.Member{g.owner("POLICY", refusing(artifact.ErrPolicy)), next}}); !said || !errors.Is(err, artifact.ErrPolicy) {
+		t.Errorf("a node's own policy is not final: %v, %v", said, err)
 	}
 }
 

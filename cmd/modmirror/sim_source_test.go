@@ -53,6 +53,7 @@ type simSource struct {
 	modules []module.Version
 	asked   map[string]int // requests, by host
 	paths   map[string]int // requests since countPaths, by path
+	portal  map[string]int // by host, the status with which a portal answers all that it asks; none: there is none
 }
 
 const (
@@ -62,7 +63,7 @@ const (
 
 func newSimSource(n *simNet, seed uint64) *simSource {
 	s := &simSource{up: mirrortest.New(), main: sumdbtest.New(simDatabase), host: n.host(simUpstream, "upstream"),
-		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}, asked: map[string]int{}, paths: map[string]int{}}
+		rng: rand.New(rand.NewPCG(seed, 3)), forked: map[string]bool{}, asked: map[string]int{}, paths: map[string]int{}, portal: map[string]int{}}
 	s.main.Grow(200)
 	s.http = &http.Server{Handler: s}
 	return s
@@ -185,12 +186,18 @@ func (s *simSource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		how = otherZip // that is no lie
 	}
 	at := s.rng.IntN(1 << 20)
-	fork := s.fork
+	fork, portal := s.fork, s.portal[host]
 	s.asked[host]++
 	s.paths[r.URL.Path]++
 	s.mu.Unlock()
 	if stall {
 		<-r.Context().Done()
+		return
+	}
+	if portal != 0 {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(portal)
+		fmt.Fprint(w, "<!DOCTYPE html>\n<title>Please log in</title>\n")
 		return
 	}
 	if down {

@@ -301,6 +301,25 @@ func TestUpstreamFallsSilent(t *testing.T) {
 	})
 }
 
+// A zone of which every question to the upstream ends at a login page, or is forbidden, has no say for the others.
+func TestZoneBehindAPortal(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusForbidden} {
+		inZones(t, 1, nil, func(z *zones) {
+			z.source.set(func() { z.source.portal[z.named("a1").ip] = status })
+			for _, m := range z.add("m", 12, 100) {
+				z.all("bc", "/"+m.Path+"/@v/list")
+				z.get(z.named("b1"), artifactPath(m, artifact.Mod))
+			}
+			if a, _ := z.named("b1").serving().ask("/example.com/nothing/@v/list"); a.status != http.StatusNotFound {
+				t.Errorf("%d: what does not exist: %d %s", status, a.status, a.body)
+			}
+			if n := z.askedBy("a"); n == 0 {
+				t.Errorf("%d: a1 owns nothing", status)
+			}
+		})
+	}
+}
+
 // cutOff cuts a zone off from the other two, and leaves it its way to the upstream.
 func (z *zones) cutOff(zone string) {
 	z.net.mu.Lock()

@@ -43,8 +43,9 @@ type Error struct {
 	RetryAfter time.Duration // as the upstream said; 0 if it did not
 	Err        error         // what went wrong, if it is not the status alone
 
-	class error
-	asked time.Time // when it was its turn to be asked; zero: at once
+	class  error
+	astray bool      // an answer of the kind that a captive portal gives
+	asked  time.Time // when it was its turn to be asked; zero: at once
 }
 
 // Error returns one line without secrets.
@@ -64,6 +65,16 @@ func (e *Error) Error() string {
 
 // RetryIn returns how long the upstream wants not to be asked; 0 if it did not say.
 func (e *Error) RetryIn() time.Duration { return e.RetryAfter }
+
+// OneNodes reports whether the answer may be to this machine alone: it has wrong credentials, or asks from a place where a login
+// page, or a firewall, answers for the upstream.
+func (e *Error) OneNodes() bool {
+	switch e.Status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return true
+	}
+	return e.astray || classOf(e.Status) == artifact.ErrMalformed
+}
 
 // Unwrap returns the cause and what e matches.
 func (e *Error) Unwrap() []error {
@@ -90,6 +101,13 @@ func classOf(status int) error {
 		return artifact.ErrUnavailable
 	}
 	return artifact.ErrMalformed
+}
+
+// foreign is the error of an answer that no module proxy gives.
+func foreign(source, url, format string, args ...any) *Error {
+	e := malformed(source, url, format, args...)
+	e.astray = true
+	return e
 }
 
 // malformed is the error of an answer that is none.

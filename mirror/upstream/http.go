@@ -164,7 +164,7 @@ func (s *site) try(ctx context.Context, q question, leave func()) (*answer, erro
 	}
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		b.Close()
-		return nil, malformed(s.String(), asked, "the answer is encoded as %.20q, which was not asked for", enc)
+		return nil, foreign(s.String(), asked, "the answer is encoded as %.20q, which was not asked for", enc)
 	}
 	b.done = func() { cancel(nil); leave() }
 	return &answer{url: asked, contentType: resp.Header.Get("Content-Type"), header: resp.Header, size: resp.ContentLength, body: b}, nil

@@ -60,7 +60,7 @@ func ask(ctx context.Context, src source, m *metrics, q question, use func(body 
 	}
 	defer a.body.Close()
 	if t, _, _ := mime.ParseMediaType(a.contentType); q.text && t == "text/html" {
-		return malformed(src.String(), a.url, "the answer is a page of HTML")
+		return foreign(src.String(), a.url, "the answer is a page of HTML")
 	}
 	if a.size > q.limit {
 		return malformed(src.String(), a.url, "the answer has %d bytes, more than %d", a.size, q.limit)
