@@ -52,6 +52,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -187,6 +188,7 @@ type Mirror struct {
 	asks      chan struct{} // slots of questions to peers
 	pulls     chan struct{} // slots of pulls for clients
 	relays    chan struct{} // slots of pulls for other nodes that nobody waits for
+	relaying  sync.Map      // keys of the flights of Relay that have their slot
 	passing   chan struct{} // slot of what is sent and not kept
 	clients   atomic.Int64  // pulls for clients under way; those of Follow give way
 	pullLimit *rate.Limiter // of background pulls; nil: none

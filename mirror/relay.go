@@ -112,25 +112,35 @@ func slowedBy(pace pacer, body any) pacer {
 // relayBudget is how long a pull for others may take that nobody waits for.
 const relayBudget = 10 * time.Minute
 
-// Relay brings a published blob here because another node of the zone asks for it, and waits for that as long as it says. here
-// is false without an error if that was too short; then it goes on, and whoever asks again joins it. A node that has not heard
-// yet that the blob is published says so with an error that matches artifact.ErrUnavailable.
-func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (here bool, err error) {
+// Relaying is how far a blob is that is brought here for another node.
+type Relaying int
+
+// What Relay returns.
+const (
+	RelayQueued Relaying = iota // it waits for other pulls to end
+	RelayUnderWay
+	RelayHere
+)
+
+// Relay brings a published blob here because another node of the zone asks for it, and waits for that as long as it says. If
+// that was too short it goes on, and whoever asks again joins it. A node that has not heard yet that the blob is published says so
+// with an error that matches artifact.ErrUnavailable.
+func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (Relaying, error) {
 	man, err := m.manifest(ctx, w.Module)
 	if err != nil {
-		return false, notAbsent(err)
+		return RelayQueued, notAbsent(err)
 	}
 	if blob := w.Kind == artifact.Zip || w.Ref.Size > artifact.MaxInline; !blob || man.Ref(w.Kind) != w.Ref {
-		return false, fmt.Errorf("%s %s: this node's catalog does not name %v: %w", w.Module, w.Kind, w.Ref, artifact.ErrUnavailable)
+		return RelayQueued, fmt.Errorf("%s %s: this node's catalog does not name %v: %w", w.Module, w.Kind, w.Ref, artifact.ErrUnavailable)
 	}
 	if m.intact(ctx, man, w.Kind) == nil {
-		return true, nil
+		return RelayHere, nil
 	}
 	if m.config.Peers == nil {
-		return false, fmt.Errorf("this node has no other nodes to ask: %w", artifact.ErrUnavailable)
+		return RelayQueued, fmt.Errorf("this node has no other nodes to ask: %w", artifact.ErrUnavailable)
 	}
 	if err := m.config.Store.Err(); err != nil {
-		return false, err
+		return RelayQueued, err
 	}
 	w.Relayed = true
 	key, budget, slots := "relay ", m.config.ZipBudget, m.pulls
@@ -139,13 +149,22 @@ func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (here bo
 	}
 	ctx, cancel := m.whileWriting(ctx)
 	defer cancel()
-	_, err = fly(ctx, m.flights, key+w.Ref.Digest.String(), wait, budget, slots, func(ctx context.Context) (struct{}, error) {
+	key += w.Ref.Digest.String()
+	_, err = fly(ctx, m.flights, key, wait, budget, slots, func(ctx context.Context) (struct{}, error) {
+		m.relaying.Store(key, true)
+		defer m.relaying.Delete(key)
 		return struct{}{}, m.relay(ctx, man, w)
 	})
-	if late := (*waitError)(nil); errors.As(err, &late) {
-		return false, nil
+	_, begun := m.relaying.Load(key)
+	switch late := (*waitError)(nil); {
+	case err == nil:
+		return RelayHere, nil
+	case errors.As(err, &late) && begun:
+		return RelayUnderWay, nil
+	case errors.As(err, &late):
+		return RelayQueued, nil
 	}
-	return err == nil, err
+	return RelayQueued, err
 }
 
 // relay is the work of Relay.

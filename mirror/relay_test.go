@@ -26,14 +26,14 @@ func TestRelay(t *testing.T) {
 	w := wantZip(n)
 	stall := make(chan struct{})
 	c.set(func() { c.tamper = func(_ int, body io.Reader) io.Reader { <-stall; return body } })
-	if here, err := n.Relay(t.Context(), w, time.Millisecond); here || err != nil {
-		t.Fatalf("while it comes: %v, %v", here, err)
+	if how, err := n.Relay(t.Context(), w, time.Millisecond); how == RelayHere || err != nil {
+		t.Fatalf("while it comes: %v, %v", how, err)
 	}
 	done := make(chan error, 2)
 	for range 2 {
 		go func() {
-			here, err := n.Relay(t.Context(), w, time.Minute)
-			if err == nil && !here {
+			how, err := n.Relay(t.Context(), w, time.Minute)
+			if err == nil && how != RelayHere {
 				err = errors.New("it is not here")
 			}
 			done <- err
@@ -46,8 +46,8 @@ func TestRelay(t *testing.T) {
 	if err := n.store.Durable(w.Ref); err != nil {
 		t.Error(err)
 	}
-	if here, err := n.Relay(t.Context(), w, time.Minute); !here || err != nil {
-		t.Errorf("what is here: %v, %v", here, err)
+	if how, err := n.Relay(t.Context(), w, time.Minute); how != RelayHere || err != nil {
+		t.Errorf("what is here: %v, %v", how, err)
 	}
 	got := 0
 	c.set(func() {
@@ -59,6 +59,44 @@ func TestRelay(t *testing.T) {
 	})
 	if got != 1 {
 		t.Errorf("it is taken %d times", got)
+	}
+}
+
+// A relay that has other pulls to end first says so, until it is its turn.
+func TestRelayQueued(t *testing.T) {
+	c := newCluster(t, 3)
+	n := c.nodes[2]
+	c.nodes[0].want(zipPath, 200, "PK")
+	n.lose(n.zipRef())
+	stall := make(chan struct{})
+	c.set(func() { c.tamper = func(_ int, body io.Reader) io.Reader { <-stall; return body } })
+	for range cap(n.pulls) {
+		n.pulls <- struct{}{}
+	}
+	relay := func(wait time.Duration) Relaying {
+		t.Helper()
+		how, err := n.Relay(t.Context(), wantZip(n), wait)
+		if err != nil {
+			t.Error(err)
+		}
+		return how
+	}
+	for range 2 {
+		if how := relay(time.Millisecond); how != RelayQueued {
+			t.Errorf("while others are pulled: %v", how)
+		}
+	}
+	for range cap(n.pulls) {
+		<-n.pulls
+	}
+	for end := time.Now().Add(time.Minute); relay(time.Millisecond) != RelayUnderWay; {
+		if time.Now().After(end) {
+			t.Fatal("it is never under way")
+		}
+	}
+	close(stall)
+	if how := relay(time.Minute); how != RelayHere {
+		t.Errorf("at the end: %v", how)
 	}
 }
 

@@ -24,6 +24,7 @@ type arrival struct {
 	digest     artifact.Digest
 	background *mirror.Background // nil: somebody waits for it
 	received   atomic.Int64       // bytes
+	held       atomic.Bool        // it makes room for what somebody waits for
 	done       chan struct{}      // closed at the end, whether the blob is here then or not
 }
 

@@ -200,7 +200,7 @@ func (b *bulkFetch) from(ctx context.Context, m peer.Member, part []int) {
 	}
 	body := io.Reader(resp.Body)
 	if far {
-		body = b.n.wan.body(body, background)
+		body = b.n.wan.body(body, background, nil)
 	}
 	t := b.take(part, body, "node "+m.Name)
 	b.later(true, t.Absent)

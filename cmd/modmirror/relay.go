@@ -25,7 +25,9 @@ const arrivingHeader = "Modmirror-Arriving"
 const (
 	relayHold    = 5 * time.Second // that one holds a question, at most
 	relayPatient = 3               // questions in a row between which no byte has come
-	relayQuiet   = 24              // the same for what nobody waits for: a limit on the way may let nothing through for a while
+	relayQuiet   = 24              // the same for what nobody waits for
+	relayQueue   = 12              // questions in a row to which the answer is that it has to wait, there
+	relayIdle    = 120             // the same for what nobody waits for: clients may need the line for that long
 	joinTries    = 4               // pulls of others that are joined before this node makes one of its own
 )
 
@@ -190,7 +192,7 @@ func (f *fetching) from(ctx context.Context, m peer.Member, a *arrival) (arrivin
 		body = a.reading(body)
 	}
 	if m.Zone != f.n.config.Cluster.Zone {
-		body = f.n.wan.body(body, f.want.Background)
+		body = f.n.wan.body(body, f.want.Background, a)
 	}
 	err = f.accept(body, resp.ContentLength, "node "+m.Name)
 	if err == nil && m.Zone != f.n.config.Cluster.Zone {
@@ -214,6 +216,7 @@ type relayRequest struct {
 type relayAnswer struct {
 	Here     bool  `json:"here"`
 	Received int64 `json:"received,omitempty"` // bytes; the question may be asked again
+	Waits    bool  `json:"waits,omitempty"`    // it has to wait there, for other pulls to end or until the line is free
 }
 
 // silent is the error for a node that does not know the question.
@@ -221,19 +224,25 @@ type silent struct{ error }
 
 func (s *silent) Unwrap() error { return s.error }
 
-// await returns nil when a node has the blob. It asks again and again, as long as bytes arrive there.
+// await returns nil when a node has the blob. It asks again and again, as long as bytes arrive there; and for a while also if
+// none do because the node has to wait itself: whoever takes the blob from afar meanwhile takes it a second time.
 func (f *fetching) await(ctx context.Context, m peer.Member, bring bool) error {
 	var last int64
-	for still := 0; ; {
+	for still, waits := 0, 0; ; {
 		background := f.isBackground()
 		a, err := f.ask(ctx, m, bring, background)
 		if err != nil || a.Here {
 			return err
 		}
-		if still++; a.Received > last {
-			last, still = a.Received, 0
+		switch {
+		case a.Received > last:
+			last, still, waits = a.Received, 0, 0
+		case a.Waits:
+			waits++
+		default:
+			still++
 		}
-		if still >= relayQuiet || still >= relayPatient && !background {
+		if still >= relayQuiet || waits >= relayIdle || !background && (still >= relayPatient || waits >= relayQueue) {
 			return fmt.Errorf("node %s: the blob does not arrive there: %w", m.Name, artifact.ErrUnavailable)
 		}
 	}
@@ -319,7 +328,12 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 	case <-hold.C:
 	case <-r.Context().Done():
 	}
-	return relayAnswer{Received: a.received.Load()}, nil
+	return a.answer(), nil
+}
+
+// answer says how far a blob is on its way here.
+func (a *arrival) answer() relayAnswer {
+	return relayAnswer{Received: a.received.Load(), Waits: a.held.Load()}
 }
 
 // relay brings a blob here for another node of the zone.
@@ -335,13 +349,12 @@ func (n *node) relay(r *http.Request, w mirror.Want) (any, error) {
 			a.background.Hurry()
 		}
 	}
-	here, err := n.mirror.Relay(r.Context(), w, relayHold)
-	if err != nil || here {
-		return relayAnswer{Here: here}, err
+	how, err := n.mirror.Relay(r.Context(), w, relayHold)
+	if err != nil || how == mirror.RelayHere {
+		return relayAnswer{Here: err == nil}, err
 	}
-	var answer relayAnswer
 	if a := n.arrivals.get(w.Ref.Digest); a != nil {
-		answer.Received = a.received.Load()
+		return a.answer(), nil
 	}
-	return answer, nil
+	return relayAnswer{Waits: how == mirror.RelayQueued}, nil
 }

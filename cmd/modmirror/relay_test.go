@@ -192,6 +192,34 @@ func TestRelayFails(t *testing.T) {
 	}
 }
 
+// A relay that has to wait itself is waited for; longer if nobody waits for the blob, and not for ever.
+func TestRelayWaits(t *testing.T) {
+	for _, test := range []struct {
+		background bool
+		waits      int // questions that it answers so
+		from       string
+	}{
+		{false, relayQueue - 1, "R"}, {false, relayQueue, "F"}, {true, relayIdle - 1, "R"}, {true, relayIdle, "F"},
+	} {
+		g := newRelayRig(t)
+		if test.background {
+			g.want.Background = mirror.NewBackground()
+		}
+		asked, here := 0, false
+		r := g.node("R", "here", other{has: func() bool { return here }, relay: func(relayRequest) (any, error) {
+			if asked++; asked <= test.waits {
+				return relayAnswer{Waits: true}, nil
+			}
+			here = true
+			return relayAnswer{Here: true}, nil
+		}})
+		far := g.node("F", "there", other{has: yes})
+		if from, err := g.fetch(g.want, route{relays: []peer.Member{r}, far: []peer.Member{far}}); err != nil || from != "node "+test.from {
+			t.Errorf("%+v: from %q, %v", test, from, err)
+		}
+	}
+}
+
 // A relay of an earlier version, which does not know that it is one, gives what it has.
 func TestRelayOfAnEarlierVersion(t *testing.T) {
 	g := newRelayRig(t)

@@ -77,14 +77,17 @@ func (l *wanLimit) wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// body returns r, which comes out of another zone, as it is to be read.
-func (l *wanLimit) body(r io.Reader, b *mirror.Background) io.Reader { return &wanBody{r, l, b} }
+// body returns r, which comes out of another zone, as it is to be read. a is the blob's arrival; it may be nil.
+func (l *wanLimit) body(r io.Reader, b *mirror.Background, a *arrival) io.Reader {
+	return &wanBody{r, l, b, a}
+}
 
 // wanBody implements [mirror.Slowed].
 type wanBody struct {
 	io.Reader
 	limit      *wanLimit
 	background *mirror.Background // nil: somebody waits for it
+	arrival    *arrival           // nil: nobody wants to know
 }
 
 func (b *wanBody) Pace(ctx context.Context, n int) error {
@@ -93,6 +96,10 @@ func (b *wanBody) Pace(ctx context.Context, n int) error {
 		b.limit.note(time.Now(), n)
 		return nil
 	default:
+	}
+	if b.arrival != nil {
+		b.arrival.held.Store(true)
+		defer b.arrival.held.Store(false)
 	}
 	return b.background.Unhurried(ctx, func(ctx context.Context) error { return b.limit.wait(ctx, n) })
 }

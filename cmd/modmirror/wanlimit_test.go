@@ -79,7 +79,7 @@ func TestWANSchedule(t *testing.T) {
 func pulling(t *testing.T, l *wanLimit, b *mirror.Background, n int) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	body := l.body(strings.NewReader(""), b).(mirror.Slowed)
+	body := l.body(strings.NewReader(""), b, nil).(mirror.Slowed)
 	for ; n > 0; n -= 32 << 10 {
 		if err := body.Pace(t.Context(), 32<<10); err != nil {
 			t.Error(err)
@@ -132,7 +132,7 @@ func TestWANLimitHurried(t *testing.T) {
 		l := wanLimited(minBandwidth, "")
 		pulling(t, l, nil, 100<<20) // the background has to wait
 		b := mirror.NewBackground()
-		body := l.body(strings.NewReader(""), b).(mirror.Slowed)
+		body := l.body(strings.NewReader(""), b, nil).(mirror.Slowed)
 		done := make(chan error)
 		begin := time.Now()
 		go func() { done <- body.Pace(t.Context(), 1<<20) }()
@@ -143,7 +143,7 @@ func TestWANLimitHurried(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		other := l.body(strings.NewReader(""), mirror.NewBackground()).(mirror.Slowed)
+		other := l.body(strings.NewReader(""), mirror.NewBackground(), nil).(mirror.Slowed)
 		if err := other.Pace(ctx, 1<<20); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("not wanted any more: %v", err)
 		}

@@ -485,3 +485,50 @@ func TestZonesHeldToWANLimit(t *testing.T) {
 		}
 	})
 }
+
+// What a relay takes in the background stands still for as long as clients need the line. Who waits for it goes on to do so, and
+// does not take the same over the line as well.
+func TestRelayMakesRoom(t *testing.T) {
+	limit := func(n *simNode) { n.extra = append(n.extra, "--wan-limit", "64KiB") }
+	inZones(t, 2, limit, func(z *zones) {
+		c1 := z.named("c1").serving().n
+		mods := z.add("m", 10, 500_000)
+		busy, quiet := make(chan struct{}), make(chan struct{})
+		go func() { // clients at c1
+			defer close(quiet)
+			for {
+				c1.wan.note(time.Now(), 1<<20)
+				select {
+				case <-busy:
+					return
+				case <-time.After(time.Second):
+				}
+			}
+		}()
+		z.cutOff("c") // else it gets copies when they are committed
+		time.Sleep(20 * time.Second)
+		for _, m := range mods {
+			z.get(z.named("a1"), artifactPath(m, artifact.Zip))
+		}
+		z.net.heal()
+		time.Sleep(4 * time.Minute)
+		if c1.arrivals.count() == 0 {
+			t.Error("nothing stands still at c1")
+		}
+		close(busy)
+		<-quiet
+		if !z.becomesWhole(2 * time.Minute) {
+			t.Errorf("not all nodes hold everything: %s", z.lacks())
+		}
+		if n := z.fromAfar("c"); n != int64(len(mods)) {
+			t.Errorf("%d blobs came to zone c out of others, of %d", n, len(mods))
+		}
+	})
+}
+
+// count returns how many blobs are on their way.
+func (s *arrivals) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all)
+}
