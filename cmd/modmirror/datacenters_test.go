@@ -88,6 +88,11 @@ func TestZoneIsLostByTheRunbook(t *testing.T) {
 
 	s.run(dc3...)
 	complete(6)
+	if s.leader() == spare { // as the text says
+		if out, err := s.command(lives, "transfer", "n1"); err != nil {
+			t.Fatalf("transfer: %v\n%s", err, out)
+		}
+	}
 	with = "SPARE=n3 LOST=n4\n"
 	s.do(with+promote, lives, "promote\n", "done: 4 voters, 4 alive")
 	s.do(with+demote, lives, "demote\n", "done: 3 voters, 3 alive")
