@@ -10,20 +10,23 @@ import (
 )
 
 // wanLimit bounds what this node takes out of other zones in the background: --wan-limit and --wan-schedule. What a client or a
-// commit waits for is never held up by it, but counts: the background makes room for it. It is a bucket of bytes that fills with
-// the limit of the moment; what is looked at again every second, so that a limit that changes does so for pulls that wait.
+// commit waits for is never held up by it, but counts: the background makes room for it, down to [wanFloor] of the limit, as who
+// takes more than the limit for ever would otherwise keep this node from ever having the rest. It is a bucket of bytes that fills
+// with the limit of the moment; what is looked at again every second, so that a limit that changes does so for pulls that wait.
 type wanLimit struct {
 	limit func(now time.Time) int64 // bytes a second; 0: none
 
 	mu     sync.Mutex // guards all below
-	tokens float64    // bytes that may come at once; below zero: bytes that came ahead of their time
+	tokens float64    // bytes that the background may take at once; below zero: bytes that it took ahead of their time
+	debt   float64    // bytes that somebody waited for, and that the background has yet to make room for
 	rate   int64      // the limit since filled
 	filled time.Time
 }
 
 const (
 	wanBurst   = 256 << 10        // bytes
-	wanDebt    = 10 * time.Second // for so long the background makes room, at most, once nobody waits for anything any more
+	wanDebt    = 10 * time.Second // for so much, at the limit, the background makes room at most once nobody waits for anything any more
+	wanFloor   = 0.1              // the part of the limit that the background has while it makes room
 	wanRecheck = time.Second
 )
 
@@ -39,7 +42,9 @@ func (l *wanLimit) take(now time.Time, n int) time.Duration {
 		return 0
 	}
 	l.tokens -= float64(n)
-	return max(time.Duration(-l.tokens/float64(l.rate)*float64(time.Second)), 0)
+	ahead, meanwhile := max(-l.tokens, 0), l.debt*wanFloor/(1-wanFloor) // bytes; the second come in until there is no debt
+	slow := min(ahead, meanwhile)
+	return time.Duration((slow/wanFloor + ahead - slow) / float64(l.rate) * float64(time.Second))
 }
 
 // note counts n bytes that somebody waits for.
@@ -47,18 +52,24 @@ func (l *wanLimit) note(now time.Time, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fill(now) {
-		l.tokens = max(l.tokens-float64(n), min(l.tokens, -float64(l.rate)*wanDebt.Seconds()))
+		saved := min(max(l.tokens, 0), float64(n))
+		l.tokens -= saved
+		l.debt += float64(n) - saved
 	}
 }
 
 // fill is what time does to the bucket, and reports whether there is a limit now. The caller holds mu.
 func (l *wanLimit) fill(now time.Time) bool {
 	if !l.filled.IsZero() {
-		l.tokens = min(l.tokens+float64(l.rate)*max(now.Sub(l.filled), 0).Seconds(), wanBurst)
+		in := float64(l.rate) * max(now.Sub(l.filled), 0).Seconds()
+		l.debt = min(l.debt, float64(l.rate)*wanDebt.Seconds())
+		paid := min(l.debt, in*(1-wanFloor))
+		l.debt -= paid
+		l.tokens = min(l.tokens+in-paid, wanBurst)
 	}
 	l.filled, l.rate = now, l.limit(now)
 	if l.rate == 0 {
-		l.tokens = wanBurst
+		l.tokens, l.debt = wanBurst, 0
 	}
 	return l.rate != 0
 }

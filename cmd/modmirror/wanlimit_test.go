@@ -126,6 +126,29 @@ func TestWANLimit(t *testing.T) {
 	})
 }
 
+// The background has its part also while others take more than the limit for ever, and no more than that.
+func TestWANLimitLeavesAFloor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 1 << 20
+		l := wanLimited(rate, "")
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				l.note(time.Now(), rate/5)
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		took := pulling(t, l, mirror.NewBackground(), 6*rate)
+		cancel()
+		wg.Wait()
+		if took < 55*time.Second || took > 65*time.Second {
+			t.Errorf("at twice the limit of clients, a tenth of it brings in 6 s worth of bytes in %v, want a minute", took)
+		}
+	})
+}
+
 // A pull that is held up goes on when somebody waits for it, and ends when it is not wanted any more.
 func TestWANLimitHurried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
