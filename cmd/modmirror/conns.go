@@ -82,7 +82,7 @@ func (c *conns) Accept() (net.Conn, error) {
 
 // admit counts conn in, if it can. The victim is counted out and must be closed.
 func (c *conns) admit(conn net.Conn) (victim net.Conn, ok bool) {
-	addr := addrOf(conn)
+	addr := addrOf(conn.RemoteAddr().String())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	from := c.clients[addr]
@@ -169,10 +169,10 @@ func (c *conns) state(conn net.Conn, s http.ConnState) {
 	}
 }
 
-// addrOf returns the address that conn comes from; connections without one are one client. Of IPv6 it is the network of 64
-// bits, which one host has to itself.
-func addrOf(conn net.Conn) netip.Addr {
-	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+// addrOf returns who the client is that has the remote address hostport; those without one are one client. Of IPv6 it is the
+// network of 64 bits, which one host has to itself.
+func addrOf(hostport string) netip.Addr {
+	ap, err := netip.ParseAddrPort(hostport)
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -35,6 +35,10 @@ func (l *limits) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&l.Lookup, "lookup-timeout", 2*time.Minute, "give up finding a record in the checksum database after this `long`")
 }
 
+// perAddress reports whether clients have addresses of their own, as far as this node sees them. Behind a balancer they have not,
+// and one address may have all connections then.
+func (l *limits) perAddress() bool { return l.PerClient < l.Connections }
+
 func (l *limits) hotBytes() int64 { return int64(l.CacheMiB) << 20 }
 
 // listBytes is what lists, @latest and queries may take, each.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -324,7 +325,11 @@ func (n *node) openMirror() error {
 	if err != nil {
 		return err
 	}
-	n.pages, err = statuspage.New(statuspage.Config{Source: pageSource{n}, Private: n.private, Version: buildVersion()})
+	pages := statuspage.Config{Source: pageSource{n}, Private: n.private, Version: buildVersion()}
+	if n.config.Limits.perAddress() {
+		pages.Client = func(r *http.Request) netip.Addr { return addrOf(r.RemoteAddr) }
+	}
+	n.pages, err = statuspage.New(pages)
 	if err != nil {
 		return err
 	}

@@ -106,6 +106,30 @@ func TestPageOfMirror(t *testing.T) {
 	}
 }
 
+// One address has a part of the streams of events, unless it may have all connections, as that of a balancer.
+func TestStreamsOfOneAddress(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for _, c := range []struct {
+		flags []string
+		want  int
+	}{{nil, 429}, {[]string{"--max-connections-per-client", "4096"}, 200}} {
+		p := s.start(c.flags...)
+		last := 0
+		for range 64/4 + 1 {
+			stream := s.browse(ctx, p, "/events")
+			defer stream.Body.Close()
+			last = stream.StatusCode
+		}
+		if last != c.want {
+			t.Errorf("with %q, one stream more than a quarter is answered with %d, want %d", c.flags, last, c.want)
+		}
+		s.end(p)
+	}
+}
+
 // Whoever follows a mirror is let go when it is told to stop: neither the drain delay nor the end waits for them.
 func TestStreamsEndWithDrain(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,7 @@
 //   - Nothing is looked at while nobody looks. All streams are fed by one goroutine that is there while there is a stream; there are
 //     [Config.Streams] of them at most, one that is not read is dropped, and [Page.Close] ends all at once.
 //   - A search looks at a bounded part of the catalog, and says where it stopped; the next page goes on from there. Few run at a time.
+//   - One client, as [Config.Client] tells them apart, has a part of the streams and searches, and never all.
 //   - Names that [Config.Private] knows are never shown, whatever the Source says.
 //   - Texts of others, such as names of modules and reasons, are text in every place. The policy (CSP) allows style, script, icon
 //     and events from this very server, and nothing else.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -20,8 +21,8 @@ const (
 
 // hub feeds all streams of events.
 type hub struct {
-	page *Page
-	max  int
+	page  *Page
+	slots *slots // of streams
 
 	mu      sync.Mutex
 	streams map[*stream]bool // guarded by mu
@@ -34,25 +35,31 @@ type hub struct {
 }
 
 // stream is one reader. Its channel is closed by the hub, which drops it then.
-type stream struct{ frames chan []byte }
+type stream struct {
+	frames chan []byte
+	client netip.Addr
+}
 
-func newHub(p *Page, max int) *hub {
-	h := &hub{page: p, max: max, streams: make(map[*stream]bool)}
+func newHub(p *Page, s *slots) *hub {
+	h := &hub{page: p, slots: s, streams: make(map[*stream]bool)}
 	h.stop, h.end = context.WithCancel(context.Background())
 	return h
 }
 
 // join adds a reader, and starts the feeding if it is the first.
-func (h *hub) join() (*stream, error) {
+func (h *hub) join(client netip.Addr) (*stream, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case h.closed:
+	if h.closed {
 		return nil, &failure{http.StatusServiceUnavailable, "this mirror is about to stop; the page goes on at another node"}
-	case len(h.streams) >= h.max:
-		return nil, &failure{http.StatusServiceUnavailable, "too many pages follow this node at the same time; reload the page to see news"}
 	}
-	s := &stream{make(chan []byte, streamQueue)}
+	switch h.slots.take(client) {
+	case full:
+		return nil, &failure{http.StatusServiceUnavailable, "too many pages follow this node at the same time; reload the page to see news"}
+	case fullOfClient:
+		return nil, &failure{http.StatusTooManyRequests, "too many pages at your address follow this node at the same time; reload the page to see news"}
+	}
+	s := &stream{make(chan []byte, streamQueue), client}
 	h.streams[s] = true
 	if h.latest != nil {
 		s.frames <- h.latest
@@ -68,7 +75,15 @@ func (h *hub) join() (*stream, error) {
 func (h *hub) leave(s *stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.streams, s)
+	h.drop(s)
+}
+
+// drop removes a reader if it is there. The caller holds mu.
+func (h *hub) drop(s *stream) {
+	if h.streams[s] {
+		delete(h.streams, s)
+		h.slots.free(s.client)
+	}
 }
 
 // publish hands a frame to every reader. Who has not taken the last few is dropped: it comes again, and begins with what is
@@ -86,7 +101,7 @@ func (h *hub) publish(frame, latest []byte) bool {
 		select {
 		case s.frames <- frame:
 		default:
-			delete(h.streams, s)
+			h.drop(s)
 			close(s.frames)
 		}
 	}
@@ -103,7 +118,7 @@ func (h *hub) close() {
 		h.closed = true
 		h.end()
 		for s := range h.streams {
-			delete(h.streams, s)
+			h.drop(s)
 			close(s.frames)
 		}
 	}
@@ -201,7 +216,7 @@ func (p *Page) event(name string, data any) []byte {
 
 // serveEvents sends events until the reader leaves.
 func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) error {
-	s, err := p.hub.join()
+	s, err := p.hub.join(p.client(r))
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,7 +27,7 @@ func TestNews(t *testing.T) {
 		f := newFake()
 		p := newPage(t, f)
 		defer p.Close()
-		a, err := p.hub.join()
+		a, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +39,7 @@ func TestNews(t *testing.T) {
 		if n := a.pending(); n > 0 {
 			t.Errorf("nothing happened, and %d frames were sent: %.200q", n, a.next())
 		}
-		b, err := p.hub.join()
+		b, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +73,7 @@ func TestPaceOfNews(t *testing.T) {
 		f := newFake()
 		p := newPage(t, f)
 		defer p.Close()
-		s, err := p.hub.join()
+		s, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +114,7 @@ func TestNobodyLooks(t *testing.T) {
 		if n := f.looks(); n > 0 {
 			t.Errorf("looked %d times before anybody came", n)
 		}
-		s, err := p.hub.join()
+		s, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +132,7 @@ func TestNobodyLooks(t *testing.T) {
 			t.Errorf("looked %d times after all had left", n-before)
 		}
 		f.change(healthy(7))
-		s, err = p.hub.join()
+		s, err = p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,11 +148,11 @@ func TestSlowReader(t *testing.T) {
 		f := newFake()
 		p := newPage(t, f)
 		defer p.Close()
-		slow, err := p.hub.join()
+		slow, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		quick, err := p.hub.join()
+		quick, err := p.hub.join(netip.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,6 +227,41 @@ func TestStreamsAreBounded(t *testing.T) {
 		t.Errorf("the page after Close: %v %v", resp, err)
 	}
 	p.Close() // once more is no harm
+}
+
+// One client has a quarter of the streams, whatever else it does; the others have the rest. Its place is free when one of them ends.
+func TestStreamsOfOneClient(t *testing.T) {
+	p := newPage(t, newFake(), func(c *Config) { c.Streams = 8; c.Client = fromHeader })
+	one, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	var first *stream
+	for i := range 2 {
+		s, err := p.hub.join(one)
+		if err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+		first = s
+	}
+	w := ask(p, "/events", func(r *http.Request) { r.Header.Set("From", one.String()) })
+	if w.Code != 429 || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "your address") {
+		t.Errorf("the third stream of a client: %d %v %q", w.Code, w.Header(), w.Body)
+	}
+	if _, err := p.hub.join(other); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+	p.hub.leave(first)
+	p.hub.leave(first) // which was dropped before its handler leaves
+	if _, err := p.hub.join(one); err != nil {
+		t.Errorf("one ended, and another begins: %v", err)
+	}
+	if _, err := p.hub.join(one); err == nil {
+		t.Error("one ended, and two begin")
+	}
+}
+
+// fromHeader is who a request says that it is from.
+func fromHeader(r *http.Request) netip.Addr {
+	a, _ := netip.ParseAddr(r.Header.Get("From"))
+	return a
 }
 
 func follow(t *testing.T, url string) *http.Response {

@@ -68,7 +68,7 @@ func (p *Page) serveModule(w http.ResponseWriter, r *http.Request, _ string) err
 	if p.config.Private(path) { // as of a module that nobody has heard of
 		return notFound("nothing of %s is held here", path)
 	}
-	ctx, done, err := p.look(r.Context())
+	ctx, done, err := p.look(r)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"math"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +22,10 @@ type Config struct {
 	Private func(path string) bool // whether a module's name is not to be shown; nil: none is kept
 	Version string                 // of the program
 	Streams int                    // of events at a time; 0: 64
+
+	// Client says who sent a request, so that one client has a quarter of the streams at most, and half of the searches. nil: no
+	// client is held to that.
+	Client func(*http.Request) netip.Addr
 }
 
 // Page is an [http.Handler] for the paths in the package's documentation. Make one with New.
@@ -30,7 +36,7 @@ type Page struct {
 	hub    *hub
 	now    func() time.Time
 
-	looks chan struct{} // slots of searches and module pages
+	looks *slots // of searches and module pages
 	glance
 }
 
@@ -48,7 +54,13 @@ func New(c Config) (*Page, error) {
 	if c.Streams <= 0 {
 		c.Streams = 64
 	}
-	p := &Page{config: c, now: time.Now, looks: make(chan struct{}, maxLooks)}
+	ofClient := func(part int) int {
+		if c.Client == nil {
+			return math.MaxInt
+		}
+		return max(part, 1)
+	}
+	p := &Page{config: c, now: time.Now, looks: newSlots(maxLooks, ofClient(maxLooks/2))}
 	p.glance.turn = make(chan struct{}, 1)
 	var err error
 	if p.assets, err = loadAssets(); err == nil {
@@ -57,7 +69,7 @@ func New(c Config) (*Page, error) {
 	if err != nil {
 		return nil, fmt.Errorf("statuspage: %w", err)
 	}
-	p.hub = newHub(p, c.Streams)
+	p.hub = newHub(p, newSlots(c.Streams, ofClient(c.Streams/4)))
 	return p, nil
 }
 
@@ -190,15 +202,25 @@ func (g *glance) cluster(ctx context.Context, p *Page) (Cluster, error) {
 	return g.last, nil
 }
 
-// look takes a slot for a search or a module page, for a moment.
-func (p *Page) look(ctx context.Context) (context.Context, context.CancelFunc, error) {
-	select {
-	case p.looks <- struct{}{}:
-	default:
-		return nil, nil, &failure{http.StatusServiceUnavailable, "too many searches run at the same time; try again in a moment"}
+// client is who sent r, as slots count it.
+func (p *Page) client(r *http.Request) (a netip.Addr) {
+	if p.config.Client != nil {
+		a = p.config.Client(r)
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
-	return ctx, func() { cancel(); <-p.looks }, nil
+	return a
+}
+
+// look takes a slot for a search or a module page, for a moment.
+func (p *Page) look(r *http.Request) (context.Context, context.CancelFunc, error) {
+	from := p.client(r)
+	switch p.looks.take(from) {
+	case full:
+		return nil, nil, &failure{http.StatusServiceUnavailable, "too many searches run at the same time; try again in a moment"}
+	case fullOfClient:
+		return nil, nil, &failure{http.StatusTooManyRequests, "too many searches from your address run at the same time; try again in a moment"}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), lookTime)
+	return ctx, func() { cancel(); p.looks.free(from) }, nil
 }
 
 // lookTime bounds a search and a module page.
@@ -233,7 +255,7 @@ func (p *Page) serveError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		f = &failure{http.StatusInternalServerError, artifact.PublicText(err, maxReason)}
 	}
-	if f.status >= http.StatusServiceUnavailable {
+	if f.status == http.StatusTooManyRequests || f.status >= http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "5")
 	}
 	if !wantsHTML(r) {

@@ -127,7 +127,7 @@ func (p *Page) serveSearch(w http.ResponseWriter, r *http.Request) error {
 	if q == "" {
 		return p.send(w, r, http.StatusOK, "search", data)
 	}
-	ctx, done, err := p.look(r.Context())
+	ctx, done, err := p.look(r)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package statuspage
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -127,6 +129,45 @@ func TestPrivateNames(t *testing.T) {
 	}
 }
 
+// taken returns how many are taken.
+func (s *slots) taken() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all
+}
+
+// One client has half of the searches, and what it has beyond that is refused at once.
+func TestSearchSlotsOfOneClient(t *testing.T) {
+	f := newFake()
+	f.block = make(chan struct{})
+	p := newPage(t, f, func(c *Config) { c.Client = fromHeader })
+	search := func(from string) int {
+		return ask(p, "/search?q=x", func(r *http.Request) { r.Header.Set("From", from) }).Code
+	}
+	done := make(chan int, maxLooks)
+	for range maxLooks {
+		go func() { done <- search("192.0.2.1") }()
+	}
+	for range maxLooks / 2 {
+		if code := <-done; code != 429 {
+			t.Errorf("a search of a client that has half of them: %d, want 429", code)
+		}
+	}
+	go func() { done <- search("192.0.2.2") }()
+	for p.looks.taken() <= maxLooks/2 {
+		runtime.Gosched()
+	}
+	close(f.block)
+	for range maxLooks/2 + 1 {
+		if code := <-done; code != 200 {
+			t.Errorf("a search: %d", code)
+		}
+	}
+	if code := search("192.0.2.1"); code != 200 || len(p.looks.held) > 0 {
+		t.Errorf("afterwards: %d, %v is held", code, p.looks.held)
+	}
+}
+
 // Few searches run at a time; who comes when there are more is told so at once.
 func TestSearchSlots(t *testing.T) {
 	f := newFake()
@@ -136,7 +177,7 @@ func TestSearchSlots(t *testing.T) {
 	for range maxLooks {
 		go func() { done <- ask(p, "/search?q=x").Code }()
 	}
-	for len(p.looks) < maxLooks {
+	for p.looks.taken() < maxLooks {
 		select {
 		case code := <-done:
 			t.Fatalf("a search that waits was answered with %d", code)
