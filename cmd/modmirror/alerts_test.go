@@ -96,11 +96,12 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// What is told of zones is watched: there is an alert and a panel for each of these.
-func TestZonesAreWatched(t *testing.T) {
+// What is told of zones and of a mirror that is followed is watched: there is an alert and a panel for each of these.
+func TestZonesAndFeedAreWatched(t *testing.T) {
 	rules, board := readDeploy(t, "prometheus/modmirror.rules.yml"), readDeploy(t, "grafana/modmirror.json")
 	for _, name := range []string{"modmirror_peer_wan_bytes_total", "modmirror_cluster_zone_complete_timestamp_seconds", "modmirror_cluster_zone_members",
-		"modmirror_cluster_under_replicated_blobs", "modmirror_cluster_roots_differ"} {
+		"modmirror_cluster_under_replicated_blobs", "modmirror_cluster_roots_differ", "modmirror_feed_failing", "modmirror_feed_behind",
+		"modmirror_feed_through_timestamp_seconds", "modmirror_feed_refused", "modmirror_feed_failed"} {
 		metric := regexp.MustCompile(`\b` + name + `\b`)
 		if !metric.MatchString(rules) {
 			t.Errorf("no alert asks for %s", name)

@@ -80,6 +80,7 @@ type Follower struct {
 	mu      sync.Mutex // guards all below
 	state   state
 	leading bool // state is of a node that follows
+	failing bool // nothing went on the last time that was tried
 	dirty   bool // state is not saved
 	saved   time.Time
 	status  Status
@@ -156,9 +157,7 @@ func (f *Follower) lead(ctx context.Context) (done bool, err error) {
 	cancel()
 	background.Wait()
 	f.save(true)
-	f.mu.Lock()
-	f.leading = false
-	f.mu.Unlock()
+	f.set(func(*Status) { f.leading, f.failing = false, false })
 	return done, err
 }
 
@@ -178,7 +177,7 @@ func (f *Follower) follow(ctx context.Context) (done bool, err error) {
 				return f.settle(ctx)
 			}
 			f.set(func(s *Status) {
-				s.State = fmt.Sprintf("waiting: %d versions could not be had, and no more are noted", f.room)
+				s.State, f.failing = fmt.Sprintf("waiting: %d versions could not be had, and no more are noted", f.room), true
 			})
 			pause(ctx, saveEvery)
 			continue
@@ -201,6 +200,7 @@ func (f *Follower) follow(ctx context.Context) (done bool, err error) {
 			continue
 		}
 		failures = 0
+		f.set(func(*Status) { f.failing = false })
 		idle = p.atEnd()
 		f.save(idle)
 		f.tell(false)
@@ -273,7 +273,7 @@ func (f *Follower) changed(p page) (bool, error) {
 
 // failed notes that the source cannot be read, or that nothing of it can be had.
 func (f *Follower) failed(err error, failures int) {
-	f.set(func(s *Status) { s.State, s.Error = StateFailing, err.Error() })
+	f.set(func(s *Status) { s.State, s.Error, f.failing = StateFailing, err.Error(), true })
 	f.metrics.failures.Inc()
 	if failures == 1 || failures%10 == 0 {
 		f.log.Warn("the feed cannot be followed for now", "source", f.config.Source.String(), "tries", failures, "err", err)

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/module"
 	"pgregory.net/rapid"
 
@@ -344,9 +345,13 @@ func TestNothingCanBeHad(t *testing.T) {
 			p.publish(fmt.Sprintf("example.com/m%d", i), "info")
 		}
 		p.broken[""] = artifact.ErrNoQuorum
-		f := p.follower(nil)
+		reg := prometheus.NewRegistry()
+		f := p.follower(func(c *Config) { c.Metrics = reg })
 		stop := p.run(f)
 		time.Sleep(time.Hour)
+		if gauge(t, reg, "modmirror_feed_failing") != 1 {
+			t.Error("the metric does not say that nothing can be had")
+		}
 		if st := f.Status(); st.State != StateFailing || st.Failed > 60+2*stuckAfter || st.Behind <= 0 || p.questions() > 100 {
 			t.Errorf("after an hour, %d questions: %+v", p.questions(), st)
 		}
@@ -355,10 +360,38 @@ func TestNothingCanBeHad(t *testing.T) {
 		if st := f.Status(); st.State != StateFailing || !strings.Contains(st.Error, "connection refused") {
 			t.Errorf("of a source that is down: %+v", st)
 		}
+		if gauge(t, reg, "modmirror_feed_failing") != 1 {
+			t.Error("the metric does not say that the source is down")
+		}
 		p.set(func() { p.down = nil })
 		p.await("all here", p.allHeld)
+		time.Sleep(time.Minute)
+		if gauge(t, reg, "modmirror_feed_failing") != 0 {
+			t.Error("the metric says that it fails when all is here")
+		}
+		p.set(func() { p.down = errors.New("connection refused") })
+		time.Sleep(time.Minute)
 		stop()
+		if gauge(t, reg, "modmirror_feed_failing") != 0 {
+			t.Error("the metric says that it fails of a node that does not follow")
+		}
 	})
+}
+
+// gauge returns the value of a gauge without labels.
+func gauge(t *testing.T, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range all {
+		if family.GetName() == name {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 // A source that is another cluster now, or lost its end, is noticed, and what it has is looked at again.

@@ -56,6 +56,12 @@ func (f *Follower) Status() Status {
 	return s
 }
 
+func (f *Follower) isFailing() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failing
+}
+
 func b2i(b bool) int {
 	if b {
 		return 1
@@ -123,6 +129,7 @@ func newMetrics(r prometheus.Registerer, f *Follower) *metrics {
 		return float64(s.Through.UnixMicro()) / 1e6
 	})
 	gauge("leading", "1 if this node is the one of its cluster that follows.", func(s Status) float64 { return float64(b2i(s.State != StateWaiting)) })
+	gauge("failing", "1 if this node follows, and could not read the feed, or had nothing of it, the last time that it tried.", func(Status) float64 { return float64(b2i(f.isFailing())) })
 	gauge("refused", "Versions of the feed of which something did not pass the gate, and is tried again.", func(s Status) float64 { return float64(s.Refused) })
 	gauge("failed", "Versions of the feed that could not be had, and are tried again.", func(s Status) float64 { return float64(s.Failed) })
 	return m
