@@ -7,6 +7,7 @@
 # make fuzz    every fuzz target for FUZZTIME (10s); a finding is a file in testdata/fuzz, to be committed with its mend
 # make sim     simulate SEEDS (24) clusters under faults, from seed FIRST (1) on; SEED=n: only that one, see docs/simulation.md
 # make mutants break each promise on purpose, and see a test go red (docs/proof.md); make mutants MUTANT=name tries one
+# make alerts  have Prometheus' promtool evaluate the alerts of deploy/prometheus in their cases, and read the dashboard
 # make wan     nine nodes in three zones, in network namespaces: zones are lost, cut off and badly connected (Linux, as root)
 # make soak    mixed load for half an hour (SOAK=5m: shorter), after which goroutines must be back and memory within its bounds
 # make real    the same promises against the real public Go module proxy and sum.golang.org
@@ -31,7 +32,7 @@ SIMTIME = $(if $(filter 24,$(SEEDS)),8m,12h)
 CHAOS = 10m
 CHAOS_SEED =
 
-.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium wan soak real bench bench-cluster bench-backup bench-refill bench-wan bench-scrub clean
+.PHONY: serve cluster image build test check unit sim faults chaos fuzz mutants browser chromium alerts wan soak real bench bench-cluster bench-backup bench-refill bench-wan bench-scrub clean
 
 serve: build
 	./bin/modmirror serve
@@ -57,6 +58,7 @@ check:
 	go vet ./...
 	go vet -tags faults ./...
 	go vet -tags browser ./...
+	go vet -tags alerts ./cmd/modmirror
 	go run $(STATICCHECK) ./...
 	go run $(STATICCHECK) -tags faults ./...
 
@@ -116,6 +118,12 @@ HAVE_CHROMIUM = command -v chromium >/dev/null || command -v chromium-browser >/
 chromium:
 	@$(HAVE_CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo 'apt-get install chromium' && \
 		{ apt-get install -qq -y --no-install-recommends chromium || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
+
+# promtool of Debian's package prometheus, of which nothing is installed: its server would start.
+alerts:
+	@mkdir -p bin && export PATH="$$PATH:$(CURDIR)/bin" && \
+		{ command -v promtool >/dev/null || (cd bin && apt-get download -qq prometheus && dpkg --fsys-tarfile prometheus_*.deb | tar -xf - --strip-components 3 ./usr/bin/promtool && rm prometheus_*.deb); } && \
+		go test -tags alerts -count=1 -v -run '^TestAlert' ./cmd/modmirror
 
 real: build
 	MODMIRROR_REAL_BINARY=$(CURDIR)/bin/modmirror MODMIRROR_REAL_UPSTREAM='$(DEFAULT_UPSTREAM)' go test -tags real -count=1 -v -timeout 30m -run '^TestReal$$' ./cmd/modmirror
