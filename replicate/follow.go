@@ -19,21 +19,34 @@ import (
 // Changes iterates over the manifests whose newest leaf has the number from or a later one, by leaf, and ends with those
 // that are committed here now; then wait for Wake, and go on behind the last one. A leaf that was followed by a later one
 // of the same module version is left out. It reads page by page, so the loop's body may take its time. A row that is
-// damaged is an error with its Seq, and the next one follows if the loop goes on; any other error ends it.
+// damaged, or is not there and has to be, is an error with its Seq, and the next one follows if the loop goes on; any other
+// error ends it.
 func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[artifact.Change, error] {
 	return func(yield func(artifact.Change, error) bool) {
 		for {
 			var page []artifact.Change
 			var bad []error
-			next := from
+			next, more := max(from, 0), false
 			err := c.read(ctx, func(s state) error {
+				tree, err := s.merkle()
+				if err != nil {
+					return err
+				}
 				cur := s.bucket(bucketLeaves).Cursor()
-				for k, v := cur.Seek(bigEndian(max(from, 0))); k != nil && next < from+pageSize; k, v = cur.Next() {
-					change, ok, err := s.change(k, v)
-					if next = max(next, change.Seq) + 1; ok || err != nil {
+				k, v := cur.Seek(bigEndian(next))
+				for end := next + pageSize; next < min(tree.size, end); next++ {
+					for k != nil && bytes.Compare(k, bigEndian(next)) < 0 {
+						k, v = cur.Next()
+					}
+					change, ok, err := s.changeAt(next, k, v)
+					if ok || err != nil {
 						page, bad = append(page, change), append(bad, err)
 					}
+					if k == nil {
+						return nil // one error is enough for all that are not there behind the last
+					}
 				}
+				more = next < tree.size
 				return nil
 			})
 			if err != nil {
@@ -41,11 +54,14 @@ func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[artifact.Ch
 				return
 			}
 			for i, change := range page {
+				if bad[i] != nil {
+					c.damage.found(bad[i])
+				}
 				if !yield(change, bad[i]) {
 					return
 				}
 			}
-			if next == from {
+			if !more {
 				return
 			}
 			from = next
@@ -53,10 +69,14 @@ func (c *catalog) Changes(ctx context.Context, from int64) iter.Seq2[artifact.Ch
 	}
 }
 
-// change returns what a row of bucketLeaves stands for, unless a later leaf stands for it.
-func (s state) change(k, v []byte) (c artifact.Change, ok bool, err error) {
+// changeAt returns what leaf seq stands for, unless a later leaf stands for it. The row k of bucketLeaves is the first that is not
+// before it; nil: none is.
+func (s state) changeAt(seq int64, k, v []byte) (c artifact.Change, ok bool, err error) {
+	c.Seq = seq
+	if !bytes.Equal(k, bigEndian(seq)) {
+		return c, false, damaged(errors.New("it is not there"), "catalog row s %x", bigEndian(seq))
+	}
 	l, err := parseLeaf(k, v)
-	c.Seq = l.seq
 	if err != nil {
 		return c, false, damaged(err, "catalog row s %x", k)
 	}
@@ -67,8 +87,11 @@ func (s state) change(k, v []byte) (c artifact.Change, ok bool, err error) {
 	if !ok {
 		return c, false, damaged(errors.New("its manifest is not there"), "catalog row s %x", k)
 	}
+	if row.seq < seq {
+		return c, false, damaged(fmt.Errorf("its manifest is that of leaf %d", row.seq), "catalog row s %x", k)
+	}
 	c.Manifest, c.At = row.Manifest, time.UnixMicro(l.at()).UTC()
-	return c, row.seq == l.seq, nil
+	return c, row.seq == seq, nil
 }
 
 // Place returns the number of the newest leaf of m: the Seq with which Changes yields it. An error matches [fs.ErrNotExist] if

@@ -1,12 +1,14 @@
 package replicate
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/mod/module"
 
 	"modmirror/mirror/artifact"
@@ -97,6 +99,70 @@ func TestChangesPastDamage(t *testing.T) {
 	if good == 0 || bad == 0 {
 		t.Errorf("%d good and %d damaged changes", good, bad)
 	}
+}
+
+// What has to be there and is not is an error, at its place, and is told of the catalog: whoever follows would never hear of it.
+func TestChangesMissAGap(t *testing.T) {
+	const leaves = 5 // the last of the module version of the first
+	for what, c := range map[string]struct {
+		damage func(s state, first []byte) error // first is the row of the module version as of leaf 0
+		at     int64
+	}{
+		"a leaf":        {func(s state, _ []byte) error { return s.bucket(bucketLeaves).Delete(bigEndian(2)) }, 2},
+		"the last leaf": {func(s state, _ []byte) error { return s.bucket(bucketLeaves).Delete(bigEndian(leaves - 1)) }, leaves - 1},
+		"the newest form of a row": {func(s state, first []byte) error {
+			return s.bucket(bucketManifests).Put([]byte("example.com/a@v1.0.0"), first)
+		}, leaves - 1},
+		"a leaf of this number": {func(s state, _ []byte) error {
+			return moveRow(s.bucket(bucketLeaves), bigEndian(1), append(bigEndian(0), 9))
+		}, 1},
+	} {
+		n := openNode(t, Config{Dir: t.TempDir()})
+		db := trusting(t, n)
+		a := db.AddModule("example.com/a", "v1.0.0", "module example.com/a\n")
+		advance(t, n, db)
+		half := db.Publication(a, db.Size())
+		half.Manifest.Zip = artifact.Ref{}
+		if _, err := n.Publish(t.Context(), half); err != nil {
+			t.Fatal(err)
+		}
+		var first []byte
+		if err := n.view(func(s state) error {
+			first = bytes.Clone(s.bucket(bucketManifests).Get(moduleKey(a.Version)))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range leaves - 2 {
+			publish(t, n, db, fmt.Sprintf("example.org/n%d", i), "v1.0.0")
+		}
+		if _, err := n.Publish(t.Context(), db.Publication(a, db.Size())); err != nil {
+			t.Fatal(err)
+		}
+		changesOf(t, n, 0) // without an error
+		if err := n.update(func(s state) error { return c.damage(s, first) }); err != nil {
+			t.Fatal(err)
+		}
+		var at []int64
+		for change, err := range n.Changes(t.Context(), 0) {
+			if errors.Is(err, artifact.ErrDamaged) {
+				at = append(at, change.Seq)
+			} else if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if !slices.Contains(at, c.at) {
+			t.Errorf("%s is lost, and the errors are at %d, want %d", what, at, c.at)
+		}
+		if st, err := n.Status(t.Context()); err != nil || st.Damage == "" {
+			t.Errorf("%s is lost, and the status says %q, %v", what, st.Damage, err)
+		}
+	}
+}
+
+func moveRow(b *bbolt.Bucket, from, to []byte) error {
+	v := bytes.Clone(b.Get(from))
+	return errors.Join(b.Delete(from), b.Put(to, v))
 }
 
 // RootAt is what Root was, also of what was committed in one batch, and behind an installed snapshot.
