@@ -59,6 +59,9 @@ func (m *Mirror) serveIndex(w *response, r *http.Request) error {
 		return fmt.Errorf("%v: %w", err, ErrBadRequest)
 	}
 	p, err := m.awaitIndex(r.Context(), q)
+	if errors.Is(err, artifact.ErrDamaged) { // the row may name what is private; log and status have it
+		err = fmt.Errorf("the feed does not pass over a row of this node's catalog that cannot be read; ask another node of its cluster: %w", artifact.ErrDamaged)
+	}
 	if err != nil {
 		return notAbsent(fmt.Errorf("index: %w", err))
 	}
@@ -144,7 +147,7 @@ func (m *Mirror) fill(ctx context.Context, p *indexPage, q feed.Query, from, tot
 	}
 	var last time.Time
 	for c, err := range m.config.Feed.Changes(ctx, from) {
-		damaged := errors.Is(err, artifact.ErrDamaged) && p.entries > 0 // the next page says it
+		damaged := errors.Is(err, artifact.ErrDamaged) && last.After(q.Since) // the next page says it
 		if err != nil && !damaged {
 			return err
 		}

@@ -68,7 +68,7 @@ func (f *memFeed) Changes(_ context.Context, from int64) iter.Seq2[artifact.Chan
 		for _, c := range f.newest() {
 			var err error
 			if f.damaged[c.Seq] {
-				err = artifact.ErrDamaged
+				err = fmt.Errorf("catalog row %q: %w", c.Manifest.Module, artifact.ErrDamaged)
 			}
 			if c.Seq >= from && !yield(c, err) {
 				return
@@ -248,8 +248,12 @@ func TestIndexStopsAtDamage(t *testing.T) {
 	if len(a.entries) != 2 || a.behind != 2 || !a.through.Equal(a.entries[1].Timestamp) {
 		t.Errorf("%+v", a)
 	}
-	if a := askIndex(t, m, http.MethodGet, feed.Query{Since: f.changes[2].At}.Encode()); a.code < 500 {
-		t.Errorf("from the damage on: %d %s", a.code, a.body)
+	for _, since := range []int{1, 2, 3} { // 1: who has read all before comes back at the time of his last entry
+		f.damaged[3] = since == 3
+		a := askIndex(t, m, http.MethodGet, feed.Query{Since: f.changes[since].At}.Encode())
+		if a.code != 503 || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "ask another node") || strings.Contains(a.body, "example.com") {
+			t.Errorf("from the damage on: %d %v %s", a.code, a.header, a.body)
+		}
 	}
 }
 

@@ -126,7 +126,7 @@ func TestFsckReadsAllTiles(t *testing.T) {
 	}
 }
 
-// A catalog that has lost a row says so on /readyz soon after the start, and answers 503 for what it does not find.
+// A catalog that has lost a row says so on /readyz soon after the start, answers 503 for what it does not find, and has no feed there.
 func TestDamagedCatalogIsNotReady(t *testing.T) {
 	s := newSite(t)
 	s.add("example.com/kept@v1.0.0\n-- go.mod --\nmodule example.com/kept\n")
@@ -152,7 +152,8 @@ func TestDamagedCatalogIsNotReady(t *testing.T) {
 	}
 	defer n.close()
 	soon(t, "the damage", func() bool { return n.ready(t.Context(), false) != nil })
-	for path, want := range map[string]string{"/readyz": "the catalog is damaged", "/status": "example.com/kept", "/example.com/kept/@v/v1.0.0.mod": "the catalog is damaged"} {
+	for path, want := range map[string]string{"/readyz": "the catalog is damaged", "/status": "example.com/kept", "/example.com/kept/@v/v1.0.0.mod": "the catalog is damaged",
+		"/index": "ask another node of its cluster"} {
 		w := httptest.NewRecorder()
 		n.mirror.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		if (w.Code != 503) != (path == "/status") || !strings.Contains(w.Body.String(), want) {
