@@ -11,7 +11,8 @@ import (
 )
 
 // Acquire brings an artifact in because somebody wants it here for later: it passes the gate like one that a client asks for,
-// and joins whoever does so at the same time. It returns nil once the artifact is published, which it may have been before. No
+// and joins whoever does so at the same time. What a client, or another node, waits for is not held to [Config.AcquireLimit]. It
+// returns nil once the artifact is published, which it may have been before. No
 // other node is asked. Errors are those that a client would be told.
 func (m *Mirror) Acquire(ctx context.Context, mv module.Version, k artifact.Kind) error {
 	if err := m.mayAsk(Request{Op: OpArtifact, Module: mv, Kind: k}); err != nil {
@@ -32,7 +33,12 @@ func (m *Mirror) Acquire(ctx context.Context, mv module.Version, k artifact.Kind
 	defer cancel()
 	budget := m.acquireBudget(k)
 	got, err := fly(ctx, m.flights, key, budget, budget, m.slots(k), func(ctx context.Context) (bringing, error) {
-		return m.bringPaced(ctx, mv, k, key, "follow", m.pace())
+		if m.acquires == nil {
+			return m.bringHere(ctx, mv, k, key, "follow")
+		}
+		b, end := m.hurried.begin(key)
+		defer end()
+		return m.bringPaced(ctx, mv, k, key, "follow", b.unhurried(m.acquires.WaitN))
 	})
 	if err == nil && got.value.man.Ref(k).IsZero() {
 		err = artifact.ErrUnavailable
@@ -61,12 +67,4 @@ func (m *Mirror) AcquireZips(most int) int {
 		return min(max(int(limit/MinAcquireLimit), 1), most)
 	}
 	return most
-}
-
-// pace returns what holds the download of what is acquired to its limit; nil: nothing.
-func (m *Mirror) pace() pacer {
-	if m.acquires == nil {
-		return nil
-	}
-	return m.acquires.WaitN
 }

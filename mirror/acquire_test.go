@@ -3,9 +3,12 @@ package mirror
 import (
 	"context"
 	"errors"
+	"net/http"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/module"
+	"golang.org/x/time/rate"
 
 	"modmirror/mirror/artifact"
 )
@@ -40,6 +43,63 @@ func TestAcquire(t *testing.T) {
 		if err := g.Acquire(ctx, tt.mv, artifact.Zip); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", name, err, tt.want)
 		}
+	}
+}
+
+// A client that asks for what is acquired at a limit is not held to it, and nothing is fetched twice.
+func TestAcquireIsHurried(t *testing.T) {
+	g := newRig(t)
+	g.acquires = rate.NewLimiter(1, paceStep) // byte a second
+	g.acquires.AllowN(time.Now(), paceStep)
+	acquired := make(chan error, 1)
+	go func() { acquired <- g.Acquire(t.Context(), helloV, artifact.Zip) }()
+	eventually(t, func() bool { return g.up.Count(helloPath+"v1.0.0.zip") == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	g.want(helloPath+"v1.0.0.zip", 200, "", func(r *http.Request) { *r = *r.WithContext(ctx) })
+	if err := <-acquired; err != nil {
+		t.Error(err)
+	}
+	if n := g.up.Count(helloPath + "v1.0.0.zip"); n != 1 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
+// Whoever comes first, who waits hurries what is acquired; who has gone does not.
+func TestHurried(t *testing.T) {
+	isHurried := func(b *Background) bool {
+		select {
+		case <-b.Hurried():
+			return true
+		default:
+			return false
+		}
+	}
+	h := newHurried()
+	done := h.wait("a")
+	other := h.wait("a")
+	done()
+	b, end := h.begin("a")
+	if !isHurried(b) {
+		t.Error("who waited before is not noticed")
+	}
+	end()
+	other()
+	b, end = h.begin("a")
+	if isHurried(b) {
+		t.Error("who has gone hurries")
+	}
+	h.wait("b")()
+	if isHurried(b) {
+		t.Error("who waits for something else hurries")
+	}
+	h.wait("a")()
+	if !isHurried(b) {
+		t.Error("who comes later is not noticed")
+	}
+	end()
+	if len(h.waiting)+len(h.paced) > 0 {
+		t.Errorf("it remembers %v, %v", h.waiting, h.paced)
 	}
 }
 

@@ -204,6 +204,7 @@ type Mirror struct {
 	leftovers *leftovers // nil: no garbage is collected
 	collector collector
 	acquires  *rate.Limiter // nil: none
+	hurried   *hurried
 	draining  atomic.Bool
 	stopped   atomic.Pointer[error] // why nothing is served any more; see StopServing
 
@@ -267,7 +268,7 @@ func New(c Config) (*Mirror, error) {
 		packMost:  artifact.MaxPacked,
 	}
 	m.collector.every = collectPause
-	m.acquires = newLimit(c.AcquireLimit)
+	m.acquires, m.hurried = newLimit(c.AcquireLimit), newHurried()
 	m.followed.found = make(chan *missing)
 	m.scrub = newScrubber(m)
 	m.list, m.latest = newTopic(m, classList), newTopic(m, classLatest)

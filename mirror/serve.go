@@ -376,8 +376,10 @@ func (m *Mirror) bringIn(ctx context.Context, mv module.Version, k artifact.Kind
 	return m.own(ctx, mv, k, key, id, slots)
 }
 
-// own has one artifact pass the gate here, in one of slots, or joins whoever does that.
+// own has one artifact pass the gate here, in one of slots, or joins whoever does that: also who acquires it for later, and is not
+// to take its time any more.
 func (m *Mirror) own(ctx context.Context, mv module.Version, k artifact.Kind, key, id string, slots chan struct{}) (landed[bringing], error) {
+	defer m.hurried.wait(key)()
 	return fly(ctx, m.flights, key, m.config.ClientWait, m.budget(k), slots, func(ctx context.Context) (bringing, error) {
 		return m.bringHere(ctx, mv, k, key, id)
 	})
