@@ -133,6 +133,40 @@ func TestPublishAndRead(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
+// Versions are not read to the end for somebody who leaves while they are.
+func TestVersionsEndWithContext(t *testing.T) {
+	n := openNode(t, Config{Dir: t.TempDir()})
+	if err := n.update(func(s state) error {
+		for i := range 2 * pageSize {
+			if err := s.bucket(bucketManifests).Put(fmt.Appendf(nil, "example.com/m@v1.0.%d", i), []byte{0}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := n.Versions(t.Context(), "example.com/m"); err != nil || len(all) != 2*pageSize {
+		t.Errorf("%d versions, %v", len(all), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if all, err := n.Versions(&leaving{ctx, cancel}, "example.com/m"); !errors.Is(err, context.Canceled) || len(all) > pageSize {
+		t.Errorf("for somebody who leaves: %d versions, %v", len(all), err)
+	}
+}
+
+// leaving is a context that ends when it is first asked whether it has.
+type leaving struct {
+	context.Context
+	end context.CancelFunc
+}
+
+func (l *leaving) Err() error {
+	defer l.end()
+	return l.Context.Err()
+}
+
 func TestVersionsAndModules(t *testing.T) {
 	n := openNode(t, Config{Dir: t.TempDir()})
 	db := trusting(t, n)

@@ -75,6 +75,9 @@ func (c *catalog) Versions(ctx context.Context, path string) (versions []string,
 		cur := s.bucket(bucketManifests).Cursor()
 		for k, _ := cur.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = cur.Next() {
 			versions = append(versions, string(k[len(prefix):]))
+			if len(versions)%pageSize == 0 && ctx.Err() != nil { // there may be hundreds of thousands
+				return context.Cause(ctx)
+			}
 		}
 		return nil
 	})

@@ -1,6 +1,7 @@
 package statuspage
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"slices"
@@ -82,27 +83,49 @@ func (p *Page) serveModule(w http.ResponseWriter, r *http.Request, _ string) err
 	}
 	data := versions{frame: p.frame(r, path+": modmirror"), Path: path, Total: len(all)}
 	data.Query = path
-	if data.Versions, err = p.config.Source.Describe(ctx, path, data.cut(all, from)); err != nil {
+	page, err := data.cut(ctx, all, from)
+	if err != nil {
+		return err
+	}
+	if data.Versions, err = p.config.Source.Describe(ctx, path, page); err != nil {
 		return err
 	}
 	return p.send(w, r, http.StatusOK, "module", data)
 }
 
-// cut returns the page of all that begins with version from, newest first.
-func (d *versions) cut(all []string, from string) []string {
-	slices.SortFunc(all, func(a, b string) int { return newest(b, a) })
-	first := 0
-	if from != "" {
-		first, _ = slices.BinarySearchFunc(all, from, func(a, b string) int { return newest(b, a) })
+// cut returns the page of all that begins with version from, newest first: that of the oldest if all are newer. There may be
+// hundreds of thousands, so that they are not all sorted, and it ends with ctx.
+func (d *versions) cut(ctx context.Context, all []string, from string) ([]string, error) {
+	var page []string // the newest so far, in order; one more than a page has
+	oldest := all[0]
+	d.From = 1
+	for i, v := range all {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if newest(v, oldest) < 0 {
+			oldest = v
+		}
+		switch {
+		case from != "" && newest(v, from) > 0:
+			d.From++
+			continue
+		case len(page) > pageVersions && newest(v, page[pageVersions]) < 0:
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(page, v, func(a, b string) int { return newest(b, a) })
+		page = slices.Insert(page, at, v)
+		page = page[:min(len(page), pageVersions+1)]
 	}
-	first = min(first, len(all)-1)
-	d.From = first + 1
-	page := all[first:]
+	if len(page) == 0 {
+		d.From--
+		return []string{oldest}, nil
+	}
 	if len(page) > pageVersions {
 		d.Next = page[pageVersions]
 		page = page[:pageVersions]
 	}
-	return page
+	return page, nil
 }
 
 // newest orders versions; those that differ in their build only, too.

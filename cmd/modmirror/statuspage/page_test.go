@@ -7,6 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -368,6 +371,39 @@ func TestManyVersions(t *testing.T) {
 		if w := ask(p, "/modules/example.com/m?from="+from); w.Code != 200 {
 			t.Errorf("from %s: %d", from, w.Code)
 		}
+	}
+}
+
+// A page is cut as if all versions were sorted, whatever they are and wherever it begins; and not for somebody who has left.
+func TestCut(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	version := func() string {
+		return fmt.Sprintf("v%d.%d.%d%s", r.IntN(2), r.IntN(4), r.IntN(4), []string{"", "-rc.1", "+incompatible"}[r.IntN(3)])
+	}
+	for range 1000 {
+		set := map[string]bool{version(): true}
+		for range r.IntN(60) {
+			set[version()] = true
+		}
+		sorted := slices.SortedFunc(maps.Keys(set), func(a, b string) int { return newest(b, a) })
+		from, first := []string{version(), ""}[r.IntN(2)], 0
+		for first < len(sorted)-1 && from != "" && newest(sorted[first], from) > 0 {
+			first++
+		}
+		want, next := sorted[first:min(first+pageVersions, len(sorted))], ""
+		if first+pageVersions < len(sorted) {
+			next = sorted[first+pageVersions]
+		}
+		var d versions
+		all := slices.Collect(maps.Keys(set))
+		if got, err := d.cut(t.Context(), all, from); err != nil || !slices.Equal(got, want) || d.From != first+1 || d.Next != next {
+			t.Fatalf("from %q of %q: %q from %d, then %q, %v; want %q from %d, then %q", from, sorted, got, d.From, d.Next, err, want, first+1, next)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := new(versions).cut(ctx, []string{"v1.0.0"}, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("for somebody who has left: %v", err)
 	}
 }
 
