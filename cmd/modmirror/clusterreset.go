@@ -28,8 +28,8 @@ func clusterResetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset --keep-blobs",
 		Short: "Make a new node of a stopped one whose log or catalog is damaged, and keep its blobs",
-		Long: `Reset moves aside what makes a data directory the one of its node: node.json, the log with its votes, and the catalog. Blobs
-and tiles stay. The next start is that of a new node: it receives the catalog from the others of its cluster, reads each
+		Long: `Reset moves aside what makes a data directory the one of its node: node.json, the log with its votes, and the catalog. Blobs,
+also those in unproven, and tiles stay. The next start is that of a new node: it receives the catalog from the others of its cluster, reads each
 blob that is there once to check it against that, and pulls only what is missing or damaged.
 
 It is for a member of a cluster of several. The old node must be removed at another one (modmirror cluster remove), because
@@ -64,11 +64,11 @@ func (r reset) run(in io.Reader, out io.Writer) error {
 	if id, err := replicate.Identify(r.dir); err == nil {
 		name = shortID(id.Node)
 	}
-	count, size, err := blobsIn(r.dir)
+	kept, err := blobsIn(r.dir)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s becomes the directory of a new node. Kept: %d blobs of %s, and the tiles. Moved aside: node.json, raft, catalog.db.\n", r.dir, count, size)
+	fmt.Fprintf(out, "%s becomes the directory of a new node. Kept: %s, and the tiles. Moved aside: node.json, raft, catalog.db.\n", r.dir, kept)
 	fmt.Fprintln(out, "Only for a member of a cluster of several: the others must hold what is committed.")
 	if !r.yes {
 		if err := confirm(in, out, "reset"); err != nil {
@@ -97,21 +97,25 @@ when modmirror cluster status says that it lacks no blob, the directory %s can b
 	return err
 }
 
-// blobsIn counts the blobs of a directory by name and size.
-func blobsIn(dir string) (count int, text string, err error) {
+// blobsIn counts the blobs of a directory by name and size, and says how many there are.
+func blobsIn(dir string) (string, error) {
 	s, err := artifact.OpenStoreReadOnly(dir)
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	defer s.Close()
-	var bytes int64
+	count, bytes := 0, int64(0)
 	for ref, err := range s.All() {
 		if err == nil { // what is no blob is for fsck to name
 			count++
 			bytes += ref.Size
 		}
 	}
-	return count, size(bytes), nil
+	text := fmt.Sprintf("%d blobs of %s", count, size(bytes))
+	if unproven, bytes := s.Unproven(); unproven > 0 {
+		text += fmt.Sprintf(", %d more of %s in unproven", unproven, size(bytes))
+	}
+	return text, nil
 }
 
 // tileCursors returns the files that say how far tiles are held for the old node's catalog, relative to dir: a new node looks

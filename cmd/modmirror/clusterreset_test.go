@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,33 @@ import (
 
 	"modmirror/mirror/artifact"
 )
+
+// What reset will keep is told before it asks: also what was pulled in bulk and is not proven yet.
+func TestResetSaysWhatItKeeps(t *testing.T) {
+	dir := t.TempDir()
+	keep := func(place, content string) {
+		t.Helper()
+		file := filepath.Join(dir, place, artifact.DigestOf([]byte(content)).String())
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(filepath.Join("blobs", "sha256", artifact.DigestOf([]byte("a blob")).String()[:2]), "a blob")
+	kept := func() string {
+		var out strings.Builder
+		if err := (reset{dir: dir, keepBlobs: true}).run(strings.NewReader("no\n"), &out); err == nil {
+			t.Error("it goes on without a word")
+		}
+		return out.String()
+	}
+	if got := kept(); !strings.Contains(got, "Kept: 1 blobs of 6 B, and the tiles.") {
+		t.Errorf("it says\n%s", got)
+	}
+	keep("unproven", "another")
+	if got := kept(); !strings.Contains(got, "Kept: 1 blobs of 6 B, 1 more of 7 B in unproven, and the tiles.") {
+		t.Errorf("it says\n%s", got)
+	}
+}
 
 // FAULTS 35, the raft log and the catalog of a member: after bits have flipped it refuses to start, with what to type. Typed
 // as it stands, that brings it back: a new node with the same catalog, which has pulled no blob that was sound.
