@@ -64,11 +64,15 @@ func (n *Node) attend() {
 // pulse is what raft says about who answers.
 type pulse struct {
 	mu         sync.Mutex
-	leaderless time.Time       // guarded by mu; since when no leader is known; zero: one is
-	silent     map[string]bool // guarded by mu; nodes whose last heartbeat failed, while this node leads
-	led        string          // guarded by mu; who led last; empty: nobody since the start
-	changes    int64           // guarded by mu; how often another node was that than before
+	leaderless time.Time            // guarded by mu; since when no leader is known; zero: one is
+	silent     map[string]time.Time // guarded by mu; nodes whose last heartbeat failed, while this node leads, and when
+	led        string               // guarded by mu; who led last; empty: nobody since the start
+	changes    int64                // guarded by mu; how often another node was that than before
 }
+
+// silentFor is how long a failed heartbeat counts. raft tells of each, and they follow each other sooner: to connect and to send take a
+// wireTimeout each at most, and then it waits for less than a third. That one succeeds again it tells once, which may be lost.
+const silentFor = 3 * wireTimeout
 
 // listen follows raft's observations until the node closes.
 func (n *Node) listen() {
@@ -182,13 +186,14 @@ func (p *pulse) heard(id string, answers bool) {
 		return
 	}
 	if p.silent == nil {
-		p.silent = map[string]bool{}
+		p.silent = map[string]time.Time{}
 	}
-	p.silent[id] = true
+	p.silent[id] = time.Now()
 }
 
 func (p *pulse) answers(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.silent[id]
+	failed, ok := p.silent[id]
+	return !ok || time.Since(failed) > silentFor
 }

@@ -37,6 +37,33 @@ func TestRaftLog(t *testing.T) {
 	}
 }
 
+// Who failed counts as silent while raft tells of failures, and until it tells of a success; if that is lost, not for ever.
+func TestPulseForgetsSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pulse
+		p.heard("a", false)
+		if p.answers("a") || !p.answers("b") {
+			t.Error("who failed answers, or who did not does not")
+		}
+		for range 10 {
+			time.Sleep(silentFor)
+			if p.answers("a") {
+				t.Fatal("who fails again and again answers")
+			}
+			p.heard("a", false)
+		}
+		time.Sleep(silentFor + 1)
+		if !p.answers("a") {
+			t.Error("who has not failed for long is silent")
+		}
+		p.heard("a", false)
+		p.heard("a", true)
+		if !p.answers("a") {
+			t.Error("who succeeded is silent")
+		}
+	})
+}
+
 // What raft says many times a second is told once in a while, with how often it was not.
 func TestRaftLogRepeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
