@@ -138,8 +138,11 @@ func (n *Node) lead(ctx context.Context) {
 }
 
 // InOffice reports whether this node leads and has applied all that was committed before it did: its catalog is the newest that
-// there is.
+// there is, or was a [Node.Lease] ago.
 func (n *Node) InOffice() bool { return n.inOffice.Load() && n.raft.State() == raft.Leader }
+
+// Lease returns for how long this node may go on to lead without hearing of a majority, which may have another leader by then.
+func (n *Node) Lease() time.Duration { return n.pace.lease }
 
 func (n *Node) takeOffice(ctx context.Context) error {
 	if err := n.barrier(ctx); err != nil {

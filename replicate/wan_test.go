@@ -253,6 +253,48 @@ func TestMixedProfiles(t *testing.T) {
 	})
 }
 
+// A leader that is cut off and is more patient than the others is in office for a while beside the next one, but none is that
+// was not in office alone a lease ago.
+func TestOfficesOverlapByALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDistantCluster(t)
+		c.net.way = func() time.Duration { return time.Millisecond }
+		c.config = func(i int, conf *Config) {
+			conf.Profile = []string{ProfileWAN, ProfileLAN, ProfileLAN}[i]
+			conf.HeartbeatTimeout, conf.CommitTimeout, conf.reconcile = time.Second, 250*time.Millisecond, time.Second
+		}
+		c.grow(3)
+		old, beside := c.nodes[0], time.Duration(0)
+		for try := 0; beside <= 0; try++ { // the votes may be split, and the election take longer than the lease
+			if try == 5 {
+				t.Fatal("they are never in office beside each other: this shows nothing")
+			}
+			c.host(0).partition(false)
+			c.lead("a leader with wan", func(lead *Node) error {
+				if lead != old {
+					return lead.TransferLeadershipTo(t.Context(), old.ID())
+				}
+				return nil
+			})
+			waitFor(t, "office", func() bool { return old.InOffice() && !c.nodes[1].InOffice() && !c.nodes[2].InOffice() })
+			c.host(0).partition(true)
+			var next, last time.Time
+			for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(time.Millisecond) {
+				if next.IsZero() && (c.nodes[1].InOffice() || c.nodes[2].InOffice()) {
+					next = time.Now()
+				}
+				if old.InOffice() {
+					last = time.Now()
+				}
+			}
+			if beside = last.Sub(next); next.IsZero() || beside >= old.Lease() {
+				t.Errorf("one is in office until %v, and the next from %v on, with a lease of %v", last, next, old.Lease())
+			}
+		}
+		c.host(0).partition(false)
+	})
+}
+
 func TestChooser(t *testing.T) {
 	const ms = time.Millisecond
 	begin := time.Now()

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// How far behind a node is. What the leader's catalog holds is all that is committed, if it is in office; so what it said last, and
-// when it was asked for that, is a mark: a node that holds as much is complete through that time, whatever its own clock says and
+// How far behind a node is. What the leader's catalog holds is all that was committed a lease ago, if it is in office: one that is cut
+// off does not notice any sooner that there is another. So what it said last, and a lease before it was asked for that, is a mark: a node that holds as much is complete through that time, whatever its own clock says and
 // whether it is heard of now. A node that holds less is complete through the moment before the first change that it lacks was
 // committed, which this node's own catalog knows, if it goes that far.
 
@@ -38,14 +38,29 @@ func (n *node) markNow(ctx context.Context) mark {
 		if err != nil || !n.replica.InOffice() {
 			return mark{}
 		}
-		return mark{st.Seq, at}
+		return mark{st.Seq, at.Add(-n.replica.Lease())}
 	default:
 		s, seen, ok := n.heard(id)
-		if !ok || !s.InOffice {
+		if !ok {
 			return mark{}
 		}
-		return mark{s.Seq, seen.Sent}
+		return s.mark(seen.Sent)
 	}
+}
+
+// longestLease is that of leaders that do not say what theirs is: of earlier versions.
+const longestLease = 2500 * time.Millisecond
+
+// mark returns the mark that a node sets which was asked at a time; the zero one if it is not in office.
+func (s selfStatus) mark(asked time.Time) mark {
+	if !s.InOffice {
+		return mark{}
+	}
+	lease := s.Lease
+	if lease <= 0 {
+		lease = longestLease
+	}
+	return mark{s.Seq, asked.Add(-lease)}
 }
 
 // measure works out how far each member is, of what it said last.

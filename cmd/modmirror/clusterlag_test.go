@@ -63,6 +63,28 @@ func showLag(m memberView) string {
 	return fmt.Sprint(*m.Lag)
 }
 
+// A leader's mark is of a lease before it was asked, of one that does not say which, the longest; who is not in office sets none.
+func TestMarkOfALeader(t *testing.T) {
+	asked := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		says string
+		want mark
+	}{
+		{`{"seq": 7, "inOffice": true, "lease": 500000000}`, mark{7, asked.Add(-500 * time.Millisecond)}},
+		{`{"seq": 7, "inOffice": true}`, mark{7, asked.Add(-2500 * time.Millisecond)}},
+		{`{"seq": 7, "inOffice": true, "lease": -500000000}`, mark{7, asked.Add(-2500 * time.Millisecond)}},
+		{`{"seq": 7, "lease": 500000000}`, mark{}},
+	} {
+		var s selfStatus
+		if err := json.Unmarshal([]byte(test.says), &s); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.mark(asked); got != test.want {
+			t.Errorf("%s: %v, want %v", test.says, got, test.want)
+		}
+	}
+}
+
 // As long as no leader has said how far the cluster is, others that are ahead of this node are the measure.
 func TestMeasureWithoutLeader(t *testing.T) {
 	seen := time.Now()

@@ -28,8 +28,9 @@ type selfStatus struct {
 	Passes   bool   `json:"passes"`   // it passes questions on as the owner of its zone; earlier versions do not
 	Draining bool   `json:"draining"` // it is about to stop
 	NoBlobs  string `json:"noBlobs"`  // why it takes no blobs from others; "" if it does
-	InOffice bool   `json:"inOffice"` // it leads, and its catalog has all that is committed
+	InOffice bool   `json:"inOffice"` // it leads, and its catalog has all that was committed a lease ago
 
+	Lease      time.Duration `json:"lease,omitempty"`      // for so long it may lead beside another one, in ns; earlier versions do not say
 	Priority   int           `json:"priority,omitempty"`   // how much it is to lead: --leader-priority
 	KeepLeader time.Duration `json:"keepLeader,omitempty"` // for how much longer the leadership stays where an operator had it put it, in ns
 
@@ -66,7 +67,7 @@ func (n *node) self(ctx context.Context) selfStatus {
 	}
 	s.Profile = st.Profile
 	s.Term, s.Applied, s.Seq, s.Root = st.Term, st.Applied, st.Seq, st.Root.String()
-	s.InOffice = n.replica.InOffice()
+	s.InOffice, s.Lease = n.replica.InOffice(), n.replica.Lease()
 	s.Proves = n.proves(ctx)
 	n.stock(&s.memberView)
 	_, changes, _ := n.replica.Leader()
