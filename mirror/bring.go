@@ -115,12 +115,20 @@ func (m *Mirror) askOwner(ctx context.Context, mv module.Version, k artifact.Kin
 	case errors.Is(err, artifact.ErrNoQuorum) && m.config.OnQuorumLoss == passThrough:
 		return bringing{}, false, nil
 	case err != nil:
+		m.refusedBy(mv, k, err)
 		return bringing{}, true, err
 	case man.Module != mv || man.Ref(k).IsZero():
 		return bringing{}, true, fmt.Errorf("another node answers with the manifest of %s: %w", artifact.Truncate(man.Module.String(), 200), artifact.ErrUnavailable)
 	}
 	b, err := m.arrived(ctx, mv, k)
 	return b, true, err
+}
+
+// refusedBy tells whoever watches this node that another one refused what this one was asked for, if that is what err says.
+func (m *Mirror) refusedBy(mv module.Version, k artifact.Kind, err error) {
+	if said := (*saidError)(nil); errors.As(err, &said) && isRefusal(err) {
+		m.happened(Event{What: Refused, Module: mv, Kind: k}, fmt.Errorf("%s refused it: %w", said.node, err))
+	}
 }
 
 // arrived waits until this node's catalog has what another node says is committed, and returns what the catalog has: what is

@@ -300,7 +300,7 @@ func (p *fakePeers) Resolve(ctx context.Context, mv module.Version, k artifact.K
 		if p.c.isDown(n.id) {
 			continue // it died, and what it said was not heard
 		}
-		return man, true, travel(err)
+		return man, true, SaidBy("node "+name(n.id), travel(err))
 	}
 }
 

@@ -111,6 +111,24 @@ func TestEventsAmongNodes(t *testing.T) {
 	}
 }
 
+// What the owner refuses is told at the node that was asked, too, with who refused it; what it only does not have is not.
+func TestEventsOfARefusalElsewhere(t *testing.T) {
+	var all [2]watcher
+	id := 0
+	c := newCluster(t, 2, func(cf *Config) { all[id].watch(cf); id++ })
+	c.nodes[1].want("/example.com/never/@v/v1.0.0.mod", 404, "")
+	c.up.Tamper(helloV, artifact.Mod, func(b []byte) []byte { return append(b, "// evil\n"...) }) // which no other node is sent meanwhile
+	c.nodes[1].want("/example.com/hello/@v/v1.0.0.mod", 403, "checksum mismatch")
+	if at := all[0].seen(); len(at) != 1 || at[0].What != Refused || at[0].Source == "" {
+		t.Errorf("at the owner: %+v", at)
+	}
+	at := all[1].seen()
+	if len(at) != 1 || at[0].What != Refused || at[0].Module != helloV || at[0].Kind != artifact.Mod || !strings.HasPrefix(at[0].Reason, "node "+name(0)+" refused it: ") ||
+		!strings.Contains(at[0].Reason, "checksum mismatch") {
+		t.Errorf("at the node that was asked: %+v", at)
+	}
+}
+
 // Nothing that is told has a private name in it, wherever it may stand.
 func TestEventsHidePrivateNames(t *testing.T) {
 	var w watcher

@@ -192,5 +192,20 @@ type toldError struct {
 func (e *toldError) Error() string { return e.text }
 func (e *toldError) Unwrap() error { return e.class }
 
+// SaidBy returns err, which a node said, with its name; nil if there is none. The text stays what it is: it is for clients.
+func SaidBy(node string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &saidError{err, node}
+}
+
+type saidError struct {
+	error
+	node string
+}
+
+func (e *saidError) Unwrap() error { return e.error }
+
 // fromPeer says whose bytes were not taken.
 func fromPeer(source string, err error) error { return fmt.Errorf("from peer %s: %w", source, err) }

@@ -177,7 +177,7 @@ func askEach[T any](ctx context.Context, p peers, q question[T], list []peer.Mem
 			continue
 		}
 		if said {
-			return reply[T]{said: true, err: err}, nil
+			return reply[T]{said: true, err: mirror.SaidBy("node "+m.Name, err)}, nil
 		}
 		if ctx.Err() != nil {
 			return reply[T]{said: true, err: context.Cause(ctx)}, nil

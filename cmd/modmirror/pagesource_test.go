@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/module"
+
 	"modmirror/cmd/modmirror/statuspage"
 	"modmirror/mirror/artifact"
 )
@@ -103,6 +105,33 @@ func TestPageOfMirror(t *testing.T) {
 	}
 	if strings.Contains(p.output(), "/modules/") {
 		t.Errorf("the log names a private module:\n%s", p.output())
+	}
+}
+
+// Each node shows what it refused its clients, also if that was another one's doing, whose name it says then.
+func TestRefusalIsShownWhereItWasAsked(t *testing.T) {
+	t.Parallel()
+	s := newClusterSite(t, 3)
+	s.load()
+	s.run()
+	s.voters(3)
+	hello := module.Version{Path: "example.com/hello", Version: "v1.0.0"}
+	s.up.Tamper(hello, artifact.Mod, func(b []byte) []byte { return append(b, "// evil\n"...) })
+	elsewhere := 0
+	for _, n := range s.nodes {
+		s.says(n.process, artifactPath(hello, artifact.Mod), 403, "checksum mismatch")
+		_, page := s.html(n.process, "/")
+		if !strings.Contains(page, "checksum mismatch") {
+			t.Errorf("%s does not show what it refused:\n%s", n.name, page)
+		}
+		for _, o := range s.nodes {
+			if strings.Contains(page, "node "+o.name+" refused it") && o != n {
+				elsewhere++
+			}
+		}
+	}
+	if elsewhere != 2 {
+		t.Errorf("%d nodes say that another one refused it, want 2", elsewhere)
 	}
 }
 
