@@ -56,6 +56,8 @@ func (m *Mirror) admit(ctx context.Context, man artifact.Manifest, k artifact.Ki
 	}
 	defer release() // what was forgotten is no leftover for long enough
 	switch err := m.config.Store.DurableIntact(ctx, ref); {
+	case err == nil && a.known:
+		return m.genuine(ctx, a.blob(), k)
 	case err == nil:
 		if err := a.compareHere(ctx); err != nil {
 			return a.refuse(nil, err)
@@ -96,12 +98,21 @@ type admission struct {
 	known  bool              // the catalog names ref as this blob of this version
 }
 
-// compareHere compares bytes that are here already with the sums that they must have, unless they are committed as what they are
-// wanted for: they may have come here as something else, as the zip of another module.
-func (a *admission) compareHere(ctx context.Context) error {
-	if a.known {
-		return nil
+// blob is the manifest that has the blob, and nothing else.
+func (a *admission) blob() artifact.Manifest {
+	man := a.sums
+	man.Info, man.Mod, man.Zip = artifact.Ref{}, artifact.Ref{}, artifact.Ref{}
+	if a.kind == artifact.Zip {
+		man.Zip = a.ref
+	} else {
+		man.Mod = a.ref
 	}
+	return man
+}
+
+// compareHere compares bytes that are here already, and not committed as what they are wanted for, with the sums that they must
+// have: they may have come here as something else, as the zip of another module.
+func (a *admission) compareHere(ctx context.Context) error {
 	select {
 	case a.m.checks <- struct{}{}:
 		defer func() { <-a.m.checks }()
@@ -113,13 +124,7 @@ func (a *admission) compareHere(ctx context.Context) error {
 		return notAbsent(err)
 	}
 	defer f.Close()
-	man := a.sums
-	if a.kind == artifact.Zip {
-		man.Zip = a.ref
-	} else {
-		man.Mod = a.ref
-	}
-	return a.m.compareFile(ctx, man, a.kind, f)
+	return a.m.compareFile(ctx, a.blob(), a.kind, f)
 }
 
 // prove decides whether the bytes may be wanted at all, and which sums they must have.
@@ -178,6 +183,16 @@ func (a *admission) take(ctx context.Context, d *artifact.Draft, body io.Reader)
 	if got := d.Ref(); got != a.ref {
 		return fmt.Errorf("%v, not %v: %w", got, a.ref, artifact.ErrRefused)
 	}
+	err := a.check(ctx, in, d)
+	if a.known && isRefusal(err) { // whoever sends it has what the cluster has committed
+		err = &forged{a.ref, err}
+		a.m.forgeries.add(a.blob(), a.kind, err)
+	}
+	return err
+}
+
+// check compares what was downloaded with the sums that it must have.
+func (a *admission) check(ctx context.Context, in *intake, d *artifact.Draft) error {
 	if a.kind == artifact.Zip {
 		return in.checkZip(ctx, d)
 	}

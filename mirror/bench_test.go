@@ -24,10 +24,10 @@ func (d *discard) Header() http.Header         { return d.h }
 func (d *discard) WriteHeader(int)             {}
 func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
 
-func benchmarkServe(b *testing.B, path string) {
+func benchmarkServe(b *testing.B, path string, more ...string) {
 	up := mirrortest.New()
 	b.Cleanup(up.Close)
-	m := up.Add(hello)
+	m := up.Add(hello + strings.Join(more, ""))
 	zip, mod := up.Sums(m)
 	sums := &checksums{records: map[module.Version]artifact.Record{}}
 	sums.set(m, zip, mod)
@@ -55,6 +55,19 @@ func BenchmarkServeInfo(b *testing.B) { benchmarkServe(b, helloPath+"v1.0.0.info
 func BenchmarkServeList(b *testing.B) { benchmarkServe(b, helloPath+"list") }
 func BenchmarkServeZip(b *testing.B)  { benchmarkServe(b, helloPath+"v1.0.0.zip") }
 
+// BenchmarkServeZipFile is for a zip that is not kept in memory.
+func BenchmarkServeZipFile(b *testing.B) { benchmarkServe(b, helloPath+"v1.0.0.zip", noise()) }
+
+// noise is a file that does not get small.
+func noise() string {
+	var b strings.Builder
+	b.WriteString("-- noise.txt --\n")
+	for r := rand.New(rand.NewPCG(1, 2)); b.Len() < 2*maxHot; {
+		fmt.Fprintf(&b, "%x\n", r.Uint64())
+	}
+	return b.String()
+}
+
 func BenchmarkParseRequest(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
@@ -79,11 +92,7 @@ func (r *readerFrom) ReadFrom(src io.Reader) (int64, error) {
 // answered from memory.
 func TestSendfile(t *testing.T) {
 	g := newRig(t)
-	var noise strings.Builder
-	for r := rand.New(rand.NewPCG(1, 2)); noise.Len() < 2*maxHot; {
-		fmt.Fprintf(&noise, "%x\n", r.Uint64())
-	}
-	g.add("example.com/large@v1.0.0\n-- noise.txt --\n" + noise.String())
+	g.add("example.com/large@v1.0.0\n" + noise())
 	const large = "/example.com/large/@v/v1.0.0.zip"
 	want := g.get(large).body
 	if len(want) <= maxHot {

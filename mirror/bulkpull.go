@@ -163,9 +163,11 @@ func (p *bulkPull) look(ctx context.Context) (size int64) {
 			p.end(i, notAbsent(err))
 		case man.Ref(b.kind) != b.ref: // the catalog does not name it any more
 			p.end(i, nil)
-		case p.f.here(ctx, b.ref) == nil: // a client was faster
-			p.end(i, nil)
 		default:
+			if err := p.f.here(ctx, man, b.kind); err == nil || isForged(err) { // a client was faster
+				p.end(i, err)
+				continue
+			}
 			p.refs, p.of, p.mans = append(p.refs, b.ref), append(p.of, i), append(p.mans, man)
 			size += b.ref.Size
 		}
@@ -246,7 +248,7 @@ type received struct {
 	buf    []byte // for bytes on their way
 }
 
-// receive reads one blob, and compares its digest.
+// receive reads one blob, compares its digest, and looks whether it is of its version.
 func (r *received) receive(n int, body io.Reader, absent error) error {
 	if absent != nil {
 		return fromPeer(r.source, absent)
@@ -262,6 +264,9 @@ func (r *received) intoPack(n int, body io.Reader) error {
 	b := r.buf[:ref.Size]
 	if got, err := io.ReadFull(body, b); err != nil {
 		return r.breaksOff(int64(got), ref, err)
+	}
+	if err := artifact.CheckHead(b, r.p.mans[n], r.p.batch[r.p.of[n]].kind); err != nil && artifact.RefOf(b) == ref {
+		return r.forged(n, err)
 	}
 	err := r.pack.Add(ref, b)
 	if err == nil {
@@ -295,9 +300,20 @@ func (r *received) intoDraft(n int, body io.Reader) error {
 	if got := d.Ref(); got != ref {
 		return r.refuse(n, d, fmt.Errorf("%v, not %v: %w", got, ref, artifact.ErrRefused))
 	}
+	head := make([]byte, artifact.HeadLen)
+	got, _ := d.ReadAt(head, 0) // of what cannot be read nothing is known
+	if err := artifact.CheckHead(head[:got], r.p.mans[n], r.p.batch[r.p.of[n]].kind); err != nil {
+		d.Discard()
+		return r.forged(n, err)
+	}
 	d.Flush()
 	r.drafts, r.drawn = append(r.drafts, d), append(r.drawn, n)
 	return nil
+}
+
+// forged notes that a blob, which has its digest, is of another version than the one that it was asked for.
+func (r *received) forged(n int, why error) error {
+	return r.p.f.m.foundForged(r.p.mans[n], r.p.batch[r.p.of[n]].kind, why)
 }
 
 // breaksOff is the error for an answer that ended after got bytes of a blob.

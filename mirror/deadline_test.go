@@ -41,7 +41,7 @@ func TestWriteDeadlines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Write(make([]byte, big)); err != nil {
+	if _, err := d.Write(append(zipHead(zip), make([]byte, big)...)); err != nil {
 		t.Fatal(err)
 	}
 	ref, err := d.Commit()

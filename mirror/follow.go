@@ -40,8 +40,9 @@ const (
 	followRescan  = 10 * time.Second
 	firstRepull   = time.Second
 	lastRepull    = time.Minute
-	lastReheal    = time.Hour // the same for what was lost, which may be a large download for nothing
-	followSlowest = 8 << 10   // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
+	lastReheal    = time.Hour      // the same for what was lost, which may be a large download for nothing
+	forgedRetry   = 24 * time.Hour // after which the catalog may not name any more what is none of its version
+	followSlowest = 8 << 10        // bytes a second: a pull that makes less of the limit it has, and of its turns, is begun again
 )
 
 // follower holds every blob that the catalog names, sooner or later. It reads the changes in order and pulls what is missing,
@@ -78,7 +79,7 @@ type follower struct {
 	mu       sync.Mutex
 	progress Progress                // guarded by mu, as the rest
 	read     int64                   // next, once the follower runs
-	lacks    map[artifact.Digest]int // how often each blob is among wants
+	lacks    map[artifact.Digest]int // how often each blob is among wants that may have it
 }
 
 // missing is a blob that is not here. All of it belongs to the loop.
@@ -93,6 +94,7 @@ type missing struct {
 	bulk   int  // how often it was asked for in bulk
 	lost   bool // it was here before
 	here   bool // it is here now: wants is done with it
+	forged bool // no bytes that are here are those of the version, nor will any be
 }
 
 // pulled is the end of a pull.
@@ -169,10 +171,12 @@ func (f *follower) want(ctx context.Context, b *missing) {
 
 // take notes a blob that was here and was lost. The watermark falls behind its change.
 func (f *follower) take(b *missing) {
-	if known := f.wants.known(b.ref); len(known) > 0 {
-		for _, o := range known {
-			o.lost = true
-		}
+	known := false
+	for _, o := range f.wants.known(b.ref) {
+		o.lost = o.lost || b.lost
+		known = known || o.module == b.module && o.kind == b.kind
+	}
+	if known {
 		return
 	}
 	if b.seq >= f.next || f.wants.count >= followWindow { // it is found when the changes are read; or by the next scrub
@@ -184,12 +188,21 @@ func (f *follower) take(b *missing) {
 // add notes one more that is missing.
 func (f *follower) add(b *missing) {
 	f.wants.add(b)
+	if !b.forged {
+		f.lack(b.ref.Digest, 1)
+	}
+}
+
+// lack notes that so many more of wants may have d.
+func (f *follower) lack(d artifact.Digest, more int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lacks == nil {
 		f.lacks = map[artifact.Digest]int{}
 	}
-	f.lacks[b.ref.Digest]++
+	if f.lacks[d] += more; f.lacks[d] <= 0 {
+		delete(f.lacks, d)
+	}
 }
 
 // newLimit returns a limit of so many bytes a second, nil for 0.
@@ -256,13 +269,17 @@ func (f *follower) scan(ctx context.Context) {
 // look notes what is missing of one change.
 func (f *follower) look(ctx context.Context, c artifact.Change) error {
 	for k, ref := range blobsOf(c.Manifest) {
-		err := f.here(ctx, ref)
+		err := f.here(ctx, c.Manifest, k)
 		switch {
 		case err == nil && f.m.config.Store.HasUnproven(ref): // an earlier process left it
 			f.m.prover.add(ref.Digest, namer{c.Seq, c.Manifest.Module, k})
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, artifact.ErrDamaged):
 			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), lost: f.m.losses.has(ref.Digest)}
+			f.add(b)
+		case isForged(err):
+			b := &missing{seq: c.Seq, module: c.Manifest.Module, kind: k, ref: ref, since: time.Now(), forged: true}
+			b.putOff()
 			f.add(b)
 		default:
 			return err
@@ -272,15 +289,20 @@ func (f *follower) look(ctx context.Context, c artifact.Change) error {
 	return nil
 }
 
-// here reports whether a blob is here, durably. One that is unproven is read before it is served.
-func (f *follower) here(ctx context.Context, ref artifact.Ref) error {
-	if f.m.config.Store.HasUnproven(ref) {
-		return f.m.config.Store.Err()
+// here reports whether a blob is here, durably, and is of its version. One that is unproven is read before it is served.
+func (f *follower) here(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
+	ref, err := man.Ref(k), f.m.config.Store.Err()
+	switch {
+	case f.m.config.Store.HasUnproven(ref):
+	case f.doubt:
+		err = f.m.config.Store.DurableIntact(ctx, ref)
+	default:
+		err = f.m.config.Store.Durable(ref)
 	}
-	if f.doubt {
-		return f.m.config.Store.DurableIntact(ctx, ref)
+	if err != nil {
+		return err
 	}
-	return f.m.config.Store.Durable(ref)
+	return f.m.genuine(ctx, man, k)
 }
 
 // start starts the pulls that are due, as many as may run.
@@ -314,17 +336,6 @@ func (f *follower) pull(ctx context.Context, b *missing, lost bool) (err error) 
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	if f.m.config.Store.HasUnproven(b.ref) {
-		return nil
-	}
-	if f.m.config.Store.DurableIntact(ctx, b.ref) == nil { // a client was faster
-		if lost && f.m.losses.has(b.ref.Digest) {
-			return errJustBack
-		}
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.budget(b.ref.Size))
-	defer cancel()
 	man, err := f.m.manifest(ctx, b.module)
 	if err != nil {
 		return err
@@ -332,7 +343,21 @@ func (f *follower) pull(ctx context.Context, b *missing, lost bool) (err error) 
 	if man.Ref(b.kind) != b.ref {
 		return nil // the catalog does not name it any more
 	}
-	return f.m.bringBack(ctx, man, b.kind, lost, f.pace)
+	if unproven := f.m.config.Store.HasUnproven(b.ref); unproven || f.m.config.Store.DurableIntact(ctx, b.ref) == nil { // a client was faster
+		if err := f.m.genuine(ctx, man, b.kind); err != nil {
+			return err
+		}
+		if !unproven && lost && f.m.losses.has(b.ref.Digest) {
+			return errJustBack
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.budget(b.ref.Size))
+	defer cancel()
+	if err := f.m.bringBack(ctx, man, b.kind, lost, f.pace); err != nil {
+		return err
+	}
+	return f.m.genuine(ctx, man, b.kind) // whoever was joined may have wanted it for another version
 }
 
 // bringBack fetches a published blob in the background. The upstream is asked if every other node says that it does not have the
@@ -392,12 +417,17 @@ func (f *follower) finishOne(b *missing, err error, bulk bool) {
 		f.wants.putBack(b)
 	case err == nil || errors.Is(err, errJustBack):
 		f.wants.done(b)
-		f.mu.Lock()
-		if f.lacks[b.ref.Digest]--; f.lacks[b.ref.Digest] <= 0 {
-			delete(f.lacks, b.ref.Digest)
+		if !b.forged {
+			f.lack(b.ref.Digest, -1)
 		}
-		f.mu.Unlock()
 		f.m.returned(b.ref.Digest, fromNode) // unless whoever brought it back has said so
+	case isForged(err):
+		if !b.forged {
+			f.lack(b.ref.Digest, -1)
+		}
+		b.forged = true
+		b.putOff()
+		f.wants.putBack(b)
 	case bulk: // it is asked for once more, by itself if need be
 		f.notInBulk(b, err)
 		f.wants.putBack(b)
@@ -405,6 +435,12 @@ func (f *follower) finishOne(b *missing, err error, bulk bool) {
 		f.failed(b, err)
 		f.wants.putBack(b)
 	}
+}
+
+// putOff has a blob that is forged looked at again when the catalog may not name it any more.
+func (b *missing) putOff() {
+	b.wait = forgedRetry
+	b.at = time.Now().Add(b.wait)
 }
 
 // failed notes that a blob could not be brought here, and when that is tried again.

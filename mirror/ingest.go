@@ -60,11 +60,12 @@ func (m *Mirror) ingest(ctx context.Context, mv module.Version, k artifact.Kind,
 	if err != nil {
 		return have, nil, err
 	}
-	if small, f, err := m.load(ctx, have, k); err == nil {
-		if f != nil {
-			f.Close()
-		}
-		return have, small, nil
+	small, f, err := m.load(ctx, have, k)
+	if err == nil {
+		return have, small, closed(f)
+	}
+	if isForged(err) { // the right bytes have another digest
+		return have, nil, err
 	}
 	if err := cmp.Or(m.config.Store.Err(), m.room(0)); err != nil {
 		return have, nil, err // nobody is asked for what cannot be kept

@@ -413,7 +413,7 @@ func (m *Mirror) locateAll(ctx context.Context, wanted map[artifact.Digest]bool)
 			continue
 		}
 		for k, ref := range blobsOf(c.Manifest) {
-			if !wanted[ref.Digest] {
+			if !wanted[ref.Digest] || m.forgeries.of(c.Manifest, k) != nil {
 				continue
 			}
 			delete(wanted, ref.Digest)

@@ -208,10 +208,11 @@ type Mirror struct {
 	draining  atomic.Bool
 	stopped   atomic.Pointer[error] // why nothing is served any more; see StopServing
 
-	losses   *losses // blobs that were here
-	scrub    *scrubber
-	serving  atomic.Int64  // requests being answered
-	condemns chan struct{} // slots of blobs that are looked at because they seem to be damaged
+	losses    *losses // blobs that were here
+	forgeries forgeries
+	scrub     *scrubber
+	serving   atomic.Int64  // requests being answered
+	condemns  chan struct{} // slots of blobs that are looked at because they seem to be damaged
 
 	step func(string) // tests stop an ingest with it; nil otherwise
 }

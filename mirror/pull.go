@@ -31,6 +31,9 @@ func (m *Mirror) held(ctx context.Context, man artifact.Manifest, k artifact.Kin
 	if passing != nil {
 		return passing, nil, nil
 	}
+	if isForged(perr) {
+		return nil, nil, fmt.Errorf("%s %s: %w", man.Module, k, perr)
+	}
 	if perr != nil {
 		if late := (*waitError)(nil); errors.As(perr, &late) || ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("%s %s: %w", man.Module, k, perr)

@@ -339,6 +339,9 @@ func (s *scrubber) ease(ctx context.Context, d time.Duration) error {
 // named looks for one blob that the catalog names.
 func (s *scrubber) named(ctx context.Context, c artifact.Change, k artifact.Kind, ref artifact.Ref) error {
 	err := s.m.config.Store.Named(ref)
+	if err == nil {
+		err = s.m.genuine(ctx, c.Manifest, k)
+	}
 	switch {
 	case err == nil || s.m.config.Store.HasUnproven(ref): // the latter is read when it is proven
 		return nil

@@ -55,11 +55,13 @@ func newShelf(t *testing.T, blobs, size int, every time.Duration, limit int64) *
 	}
 	defer store.Close()
 	r := rand.New(rand.NewPCG(1, uint64(blobs)))
-	for range blobs {
-		b := make([]byte, size/2+r.IntN(size))
-		for i := range b {
-			b[i] = byte(r.Uint32())
+	for i := range blobs {
+		head := zipHead(shelfVersion(i))
+		b := make([]byte, max(size/2+r.IntN(size), len(head)+4))
+		for k := range b {
+			b[k] = byte(r.Uint32())
 		}
+		copy(b, head)
 		d, err := store.Create(artifact.MaxZip)
 		if err != nil {
 			t.Fatal(err)
@@ -74,11 +76,16 @@ func newShelf(t *testing.T, blobs, size int, every time.Duration, limit int64) *
 	return s
 }
 
+// shelfVersion is what a blob of a shelf is of.
+func shelfVersion(i int) module.Version {
+	return module.Version{Path: fmt.Sprint("example.com/m", i), Version: "v1.0.0"}
+}
+
 // Changes names every blob of the shelf.
 func (s *shelf) Changes(_ context.Context, from int64) iter.Seq2[artifact.Change, error] {
 	return func(yield func(artifact.Change, error) bool) {
 		for i, ref := range s.refs {
-			man := artifact.Manifest{Module: module.Version{Path: fmt.Sprint("example.com/m", i), Version: "v1.0.0"}, Zip: ref}
+			man := artifact.Manifest{Module: shelfVersion(i), Zip: ref}
 			if int64(i) >= from && !yield(artifact.Change{Seq: int64(i), Manifest: man}, nil) {
 				return
 			}

@@ -414,7 +414,7 @@ func (m *Mirror) load(ctx context.Context, man artifact.Manifest, k artifact.Kin
 		}
 		return b, nil, nil
 	}
-	f, err := m.open(ctx, ref, func() error { return m.prove(ctx, man, k) })
+	f, err := m.openGenuine(ctx, man, k)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("published, but its bytes are missing here: %w", artifact.ErrDamaged)
 	}

@@ -49,20 +49,43 @@ func modSumOf(d Digest) string {
 }
 
 func checkZipOf(ctx context.Context, f ZipFile, man Manifest) error {
-	prefix := man.Module.Path + "@" + man.Module.Version + "/"
-	head := make([]byte, localLen+max(len(prefix), 200)) // what is more than the prefix is for the message
-	n, err := f.ReadAt(head, 0)
+	var head [HeadLen]byte
+	n, err := f.ReadAt(head[:], 0)
 	if err != nil && err != io.EOF {
 		return fmt.Errorf("read a zip's first bytes: %v: %w", err, ErrUnavailable)
 	}
-	name, ok := firstName(head[:n])
-	switch {
-	case !ok:
-		return checkWholeZip(ctx, f, man)
-	case !bytes.HasPrefix(name, []byte(prefix)):
-		return fmt.Errorf("a zip with the entry %s is none of %s: %w", quote(string(name)), man.Module, ErrRefused)
+	if said, err := checkZipHead(head[:n], man); said {
+		return err
+	}
+	return checkWholeZip(ctx, f, man)
+}
+
+// HeadLen is how many of the first bytes of a blob [CheckHead] is to have, if there are so many.
+const HeadLen = 512
+
+// CheckHead is [CheckOf] as far as the first bytes of a blob tell.
+func CheckHead(head []byte, man Manifest, k Kind) error {
+	switch k {
+	case Mod:
+		return checkModOf(man)
+	case Zip:
+		_, err := checkZipHead(head, man)
+		return err
 	}
 	return nil
+}
+
+// checkZipHead has said nothing of a zip without entries, nor of one whose names are too long for it.
+func checkZipHead(head []byte, man Manifest) (said bool, err error) {
+	name, ok := firstName(head)
+	prefix := man.Module.Path + "@" + man.Module.Version + "/"
+	switch {
+	case !ok || len(prefix) > HeadLen-localLen:
+		return false, nil
+	case !bytes.HasPrefix(name, []byte(prefix)):
+		return true, fmt.Errorf("a zip with the entry %s is none of %s: %w", quote(string(name)), man.Module, ErrRefused)
+	}
+	return true, nil
 }
 
 // firstName returns as much of the name of a zip's first entry as is in head, its first bytes; ok is false if it begins with none.
@@ -75,7 +98,7 @@ func firstName(head []byte) (name []byte, ok bool) {
 	return name[:min(len(name), int(le.Uint16(head[26:])))], true
 }
 
-// checkWholeZip is for a zip without entries, which is small.
+// checkWholeZip is for a zip without entries, which is small, and for names that nobody has.
 func checkWholeZip(ctx context.Context, f ZipFile, man Manifest) error {
 	sums, err := CheckZip(ctx, f, man.Zip.Size, man.Module)
 	if err == nil && sums.H1 != man.ZipSum {
@@ -90,34 +113,69 @@ func (s *Store) CheckOf(ctx context.Context, man Manifest, k Kind) error {
 	if k != Zip {
 		return CheckOf(ctx, nil, man, k)
 	}
-	f, err := s.openAny(man.Zip)
+	var head [HeadLen]byte
+	n, err := s.peek(man.Zip, head[:])
+	if err != nil {
+		return err
+	}
+	if said, err := checkZipHead(head[:n], man); said && err == nil {
+		return nil
+	}
+	f, err := s.openRead(ctx, man.Zip)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	bad := CheckOf(ctx, f, man, k)
-	if !errors.Is(bad, ErrRefused) {
-		return bad
-	}
-	got, err := digestAll(ctx, s.content(f, man.Zip))
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err == nil && got == man.Zip:
-		return bad
-	}
-	s.verified.forget(man.Zip.Digest)
-	return fmt.Errorf("%v: the file is %v, %v: %w", man.Zip, got, err, ErrDamaged)
+	return CheckOf(ctx, f, man, k)
 }
 
-// openAny opens a blob, wherever it is, without reading it.
-func (s *Store) openAny(r Ref) (*os.File, error) {
-	f, err := s.open(r)
-	if errors.Is(err, fs.ErrNotExist) {
+// peek reads the first bytes of a blob, wherever it is.
+func (s *Store) peek(r Ref, head []byte) (int, error) {
+	f, off, err := s.openAny(r)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n, err := s.disk.Blob(f).ReadAt(head[:min(int64(len(head)), r.Size)], off)
+	if err != nil && err != io.EOF {
+		return 0, fmt.Errorf("read the first bytes of %v: %v: %w", r, err, ErrDamaged)
+	}
+	return n, nil
+}
+
+// openAny opens the file that a blob is in, and says where, without reading it.
+func (s *Store) openAny(r Ref) (f *os.File, off int64, err error) {
+	f, err = s.open(r)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, 0, err
+	}
+	switch at, ok := s.unproven.at(r); {
+	case ok && at.pack != nil:
+		f, err = s.root.Open(at.pack.name)
+		off = at.off
+	case ok:
 		f, err = openIn(s.root, unprovenName(r.Digest), r)
 	}
-	if errors.Is(err, fs.ErrNotExist) { // it was proven meanwhile
+	if errors.Is(err, fs.ErrNotExist) { // it may have been proven meanwhile
 		f, err = s.open(r)
+		off = 0
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("open %v: %v: %w", r, err, ErrUnavailable)
+	}
+	return f, off, err
+}
+
+// openRead opens a blob, proven or not, after it has been read: it has its digest, or the error matches [ErrDamaged].
+func (s *Store) openRead(ctx context.Context, r Ref) (*os.File, error) {
+	f, err := s.open(r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.OpenUnproven(ctx, r)
+	}
+	if err == nil {
+		if err = s.verify(ctx, f, r); err != nil {
+			_ = f.Close() // it was only read
+		}
 	}
 	return f, err
 }
