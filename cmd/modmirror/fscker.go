@@ -28,7 +28,7 @@ type fscker struct {
 	progress *progress
 	report   fsckReport
 
-	blobs     map[artifact.Digest]bool // already checked: several versions may share a blob
+	blobs     map[artifact.Digest]bool // already checked, and not refused: several versions may share a blob
 	databases map[string]*fsckDatabase
 }
 
@@ -165,15 +165,25 @@ func (f *fscker) checkManifests(ctx context.Context) error {
 func (f *fscker) checkBlobs(ctx context.Context, m artifact.Manifest) {
 	for _, kind := range []artifact.Kind{artifact.Info, artifact.Mod, artifact.Zip} {
 		ref := m.Ref(kind)
-		if ref.IsZero() || kind != artifact.Zip && ref.Size <= artifact.MaxInline || f.blobs[ref.Digest] {
+		if ref.IsZero() || kind != artifact.Zip && ref.Size <= artifact.MaxInline {
 			continue
 		}
-		f.blobs[ref.Digest] = true
-		f.report.Blobs++
-		f.report.Bytes += ref.Size
-		if err := f.checkBlob(ctx, m, kind, ref); err != nil {
+		passed, counted := f.blobs[ref.Digest]
+		if passed { // it is an artifact of another version, which has named it before
+			if err := f.store.CheckOf(ctx, m, kind); errors.Is(err, artifact.ErrRefused) {
+				f.problem("%s %s: %v", m.Module, kind, err)
+			}
+			continue
+		}
+		if !counted {
+			f.report.Blobs++
+			f.report.Bytes += ref.Size
+		}
+		err := f.checkBlob(ctx, m, kind, ref)
+		if err != nil {
 			f.problem("%s %s: %v", m.Module, kind, err)
 		}
+		f.blobs[ref.Digest] = !errors.Is(err, artifact.ErrRefused) // or else it may be what the next one says
 	}
 }
 
