@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"modmirror/mirror/artifact"
 	"modmirror/mirror/artifact/fault"
 )
@@ -39,7 +41,7 @@ func (n *Node) propose(ctx context.Context, c command, acks ...artifact.Ack) (re
 		if !errors.Is(err, errMoved) || n.config.Forward == nil {
 			return r, err
 		}
-		if n.patience(begin) <= 0 {
+		if left := n.patience(begin); left <= 0 || left <= 3*n.heartbeat() && n.minority() {
 			return result{}, fmt.Errorf("%w: %w", err, ErrNoQuorum)
 		}
 		select {
@@ -61,6 +63,25 @@ func (n *Node) patience(begin time.Time) time.Duration {
 		begin = since
 	}
 	return 5*n.heartbeat() - time.Since(begin)
+}
+
+// minority reports whether there is no leader, and too many voters are silent for there to be one. A voter that is only about to start
+// is silent, too: so who asks waits as long as one election takes, all the same.
+func (n *Node) minority() bool {
+	if n.config.Silent == nil || n.hasLeader() {
+		return false
+	}
+	voters, silent := 0, 0
+	for _, s := range n.servers() {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if id := string(s.ID); id != n.id.Node && n.config.Silent(id) {
+			silent++
+		}
+	}
+	return voters-silent <= voters/2
 }
 
 // proposeOnce proposes to the leader that is known now.

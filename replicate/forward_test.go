@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -318,6 +319,51 @@ func TestNoQuorum(t *testing.T) {
 		c.host(j).partition(false)
 	}
 	waitFor(t, "publication once the quorum is back", func() bool { _, err := n.Publish(t.Context(), p); return err == nil })
+}
+
+// Who waits for a leader gives up after two heartbeats if most voters are known to be silent, and waits as long as ever if one of them
+// may stand for election.
+func TestMinorityGivesUpSooner(t *testing.T) {
+	c := newCluster(t, 3)
+	i := c.follower()
+	c.publishAt(i, "example.com/a", "v1.0.0")
+	n := c.nodes[i]
+	p := c.prepared(1)[0]
+	var silent atomic.Pointer[map[string]bool]
+	silent.Store(&map[string]bool{})
+	n.config.Silent = func(id string) bool { return (*silent.Load())[id] }
+	var others []string
+	for j := range c.nodes {
+		if j != i {
+			others = append(others, c.nodes[j].id.Node)
+		}
+	}
+	all := map[string]bool{others[0]: true, others[1]: true}
+	silent.Store(&all)
+	if n.minority() {
+		t.Error("there is a leader")
+	}
+	for j := range c.nodes {
+		if j != i {
+			c.host(j).partition(true)
+		}
+	}
+	waitFor(t, "loss of the leader", func() bool { return !n.hasLeader() })
+	for _, some := range []map[string]bool{nil, {others[0]: true}, {others[1]: true, n.id.Node: true}} {
+		if silent.Store(&some); n.minority() {
+			t.Errorf("with %v silent there may be a leader", some)
+		}
+	}
+	if silent.Store(&all); !n.minority() {
+		t.Error("with all others silent there can be none")
+	}
+	begin := time.Now()
+	if _, err := n.Publish(t.Context(), p); !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("Publish: %v", err)
+	}
+	if left := n.patience(begin); left <= 0 {
+		t.Errorf("it has waited as long as ever, and %v longer", -left)
+	}
 }
 
 func headOf(n *Node, db string, size int64) (h headRow, ok bool, err error) {

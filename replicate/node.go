@@ -70,6 +70,10 @@ type Config struct {
 	// it takes new artifacts, it is not about to stop. It must not wait for the network. nil: each is.
 	Fit func(id string) bool
 
+	// Silent says whether another node is known not to answer: who waits for a leader gives up sooner if no majority of the voters is
+	// left that could elect one. It must not wait for the network. nil: none is.
+	Silent func(id string) bool
+
 	// OnRefused is called once, on a goroutine of its own, when the cluster does not take this node, for good: it was
 	// removed, or its directory is a copy, or its name is taken. It has stopped taking part; reads go on.
 	OnRefused func(error)

@@ -283,7 +283,7 @@ func (n *node) clusterOptions(c *replicate.Config) {
 	}
 	c.Stream = raftStream{n.link.Raft(), n.link}
 	c.Forward = n.forward
-	c.Complete, c.Trip, c.Fit = n.complete, n.trip, n.fit
+	c.Complete, c.Trip, c.Fit, c.Silent = n.complete, n.trip, n.fit, n.mute
 	c.Priority, c.KeepLeader = n.priority, n.keepLeader
 	c.Self = replicate.Peer{Name: cl.NodeName, Address: n.link.Self().Address, Zone: cl.Zone, Role: cl.Role, Version: buildVersion()}
 }

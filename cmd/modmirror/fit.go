@@ -11,3 +11,9 @@ func (n *node) fit(id string) bool {
 func (s selfStatus) fit() bool {
 	return s.Ready == "ok" && s.Writes == "ok" && !s.Draining && s.NoBlobs == ""
 }
+
+// mute reports whether another node is known not to answer the questions how it is.
+func (n *node) mute(id string) bool {
+	s, ok := n.seen(id)
+	return ok && s.Asked && !s.Healthy
+}

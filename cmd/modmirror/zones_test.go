@@ -320,6 +320,26 @@ func TestZoneBehindAPortal(t *testing.T) {
 	}
 }
 
+// Who asks a zone that is cut off for something new, just then, waits as long as its nodes need to see that nobody else answers and
+// that there will be no leader, and not as long as the longest election takes.
+func TestZoneCutOffAnswersSoon(t *testing.T) {
+	passing := func(n *simNode) {
+		n.extra = append(n.extra, "--raft-profile", "wan", "--on-quorum-loss", lossPassThrough)
+	}
+	inZones(t, 3, passing, func(z *zones) {
+		z.cutOff("c")
+		for _, m := range z.add("m", 3, 1000) {
+			begin := time.Now()
+			z.all("c", artifactPath(m, artifact.Mod))
+			if took := time.Since(begin); took > 26*time.Second {
+				t.Errorf("%v is answered after %v", m, took)
+			}
+		}
+		z.net.heal()
+		z.awaitAll()
+	})
+}
+
 // cutOff cuts a zone off from the other two, and leaves it its way to the upstream.
 func (z *zones) cutOff(zone string) {
 	z.net.mu.Lock()
