@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -84,8 +85,10 @@ func (l *Link) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer l.inFlight.Add(-1)
 	rc := http.NewResponseController(w)
-	r.Body = &movingBody{ReadCloser: r.Body, rc: rc}
+	body := &movingBody{ReadCloser: r.Body, rc: rc}
+	r.Body = body
 	defer rc.SetReadDeadline(time.Time{})
+	defer body.end()
 	l.mux.ServeHTTP(&movingWriter{ResponseWriter: w, rc: rc}, r)
 }
 
@@ -180,14 +183,57 @@ type movingBody struct {
 	io.ReadCloser
 	rc *http.ResponseController
 	pace
+
+	mu      sync.Mutex
+	ended   bool          // guarded by mu; the handler has returned
+	reading chan struct{} // guarded by mu; closed at the end of the Read under way; nil: there is none
 }
 
 func (b *movingBody) Read(p []byte) (int, error) {
 	begin := time.Now()
-	b.rc.SetReadDeadline(begin.Add(b.patience()))
+	read, err := b.begin(begin)
+	if err != nil {
+		return 0, err
+	}
+	defer read()
 	n, err := b.ReadCloser.Read(p)
 	b.moved(n, time.Since(begin))
 	return n, err
+}
+
+// begin notes that a Read is under way, until read is called.
+func (b *movingBody) begin(at time.Time) (read func(), err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, http.ErrBodyReadAfterClose
+	}
+	b.rc.SetReadDeadline(at.Add(b.patience()))
+	reading := make(chan struct{})
+	b.reading = reading
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.reading = nil
+		close(reading)
+	}, nil
+}
+
+// end ends a Read that a handler has left behind, because the sender was too slow for it: net/http looks at the body before it sends
+// the answer, and would wait for that Read first.
+func (b *movingBody) end() {
+	b.mu.Lock()
+	b.ended = true
+	reading := b.reading
+	if reading != nil {
+		b.rc.SetReadDeadline(time.Unix(1, 0))
+	}
+	b.mu.Unlock()
+	if reading == nil {
+		return
+	}
+	<-reading
+	b.ReadCloser.Close() // nor does it wait for the rest then: the connection ends with the answer
 }
 
 type movingWriter struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -84,6 +85,54 @@ func TestManyRequests(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A handler that gives up while it reads from a sender that is too slow answers at once.
+func TestAnswerToASlowSender(t *testing.T) {
+	for _, bulk := range []bool{true, false} {
+		a, b := start(t, "a", nil), start(t, "b", nil)
+		b.Handle("POST /v1/x", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			first := make(chan error)
+			go func() {
+				_, err := io.ReadFull(r.Body, make([]byte, 5))
+				first <- err
+				_, err = io.ReadFull(r.Body, make([]byte, 5))
+				first <- err
+			}()
+			if err := <-first; err != nil {
+				t.Error(err)
+			}
+			body := r.Body.(*movingBody)
+			for { // until the second Read has begun, or has ended
+				body.mu.Lock()
+				reading := body.reading != nil
+				body.mu.Unlock()
+				if reading {
+					break
+				}
+				runtime.Gosched()
+			}
+			go func() {
+				if err := <-first; err == nil {
+					t.Error("there was more")
+				}
+			}()
+			w.WriteHeader(http.StatusTeapot)
+		}))
+		slow, send := io.Pipe()
+		go send.Write([]byte("first"))
+		ctx, cancel := context.WithTimeout(t.Context(), stallTime/2)
+		defer cancel()
+		resp, err := a.Do(ctx, Request{Node: "b", Addr: b.addr(), Method: http.MethodPost, Path: "/v1/x", Body: slow, Bulk: bulk})
+		if err != nil {
+			t.Fatalf("bulk %v: %v", bulk, err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusTeapot {
+			t.Errorf("bulk %v: %s", bulk, resp.Status)
+		}
+		send.Close()
+	}
 }
 
 func TestCallErrors(t *testing.T) {
