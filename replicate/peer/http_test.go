@@ -123,6 +123,7 @@ func TestAnswerToASlowSender(t *testing.T) {
 		go send.Write([]byte("first"))
 		ctx, cancel := context.WithTimeout(t.Context(), stallTime/2)
 		defer cancel()
+		context.AfterFunc(ctx, func() { send.Close() })
 		resp, err := a.Do(ctx, Request{Node: "b", Addr: b.addr(), Method: http.MethodPost, Path: "/v1/x", Body: slow, Bulk: bulk})
 		if err != nil {
 			t.Fatalf("bulk %v: %v", bulk, err)
@@ -131,7 +132,6 @@ func TestAnswerToASlowSender(t *testing.T) {
 		if resp.StatusCode != http.StatusTeapot {
 			t.Errorf("bulk %v: %s", bulk, resp.Status)
 		}
-		send.Close()
 	}
 }
 
