@@ -96,6 +96,20 @@ func (u *shelved) leave(p *pack) {
 func (u *shelved) drop(d Digest) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.remove(d)
+}
+
+// dropAt is drop for what is still at a place: it may have come again meanwhile.
+func (u *shelved) dropAt(d Digest, at place) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.places[d] == at {
+		u.remove(d)
+	}
+}
+
+// remove is drop for who holds mu.
+func (u *shelved) remove(d Digest) {
 	if at, ok := u.places[d]; ok {
 		u.bytes -= at.size
 		u.leave(at.pack)
@@ -222,10 +236,28 @@ func (s *Store) HasUnproven(r Ref) bool {
 // OpenUnproven opens the bytes of r, which must not be served, to compute their go.sum hash, and reads them: they have their digest,
 // or the error matches [ErrDamaged]. It matches [fs.ErrNotExist] if r is not here unproven. The caller closes the file.
 func (s *Store) OpenUnproven(ctx context.Context, r Ref) (*os.File, error) {
-	if !s.HasUnproven(r) {
+	at, ok := s.unproven.at(r)
+	if !ok {
 		return nil, fmt.Errorf("open unproven %v: %w", r, fs.ErrNotExist)
 	}
-	if at, ok := s.unproven.at(r); ok && at.pack != nil {
+	f, err := s.openAt(ctx, r, at)
+	if errors.Is(err, fs.ErrNotExist) && s.goneFrom(r, at) {
+		return nil, fmt.Errorf("open unproven %v: it is gone: %w", r, ErrDamaged)
+	}
+	return f, err
+}
+
+// goneFrom reports whether r is not where it is said to be. What is proven is not said to be there.
+func (s *Store) goneFrom(r Ref, at place) bool {
+	s.renaming.Lock()
+	defer s.renaming.Unlock()
+	now, ok := s.unproven.at(r)
+	return ok && now == at && !s.HasUnproven(r)
+}
+
+// openAt is OpenUnproven for what is at a place.
+func (s *Store) openAt(ctx context.Context, r Ref, at place) (*os.File, error) {
+	if at.pack != nil {
 		return s.openPacked(ctx, r, at)
 	}
 	f, err := openIn(s.root, unprovenName(r.Digest), r)
@@ -389,7 +421,7 @@ func (s *Store) Prove(refs []Ref) error {
 	}
 	dirs := map[string]bool{}
 	var mu sync.Mutex
-	var unpacked []Digest
+	unpacked := map[Digest]place{}
 	var bad error
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, keepSyncs)
@@ -398,9 +430,9 @@ func (s *Store) Prove(refs []Ref) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			at, _ := s.unproven.at(r)
+			at, here := s.unproven.at(r)
 			dir, err := s.shard(r.Digest)
-			if err == nil {
+			if err == nil && here {
 				err = s.proveOne(r, at)
 			}
 			mu.Lock()
@@ -408,8 +440,8 @@ func (s *Store) Prove(refs []Ref) error {
 			if err == nil {
 				dirs[dir] = true
 			}
-			if err == nil && at.pack != nil {
-				unpacked = append(unpacked, r.Digest)
+			if err == nil && here && at.pack != nil {
+				unpacked[r.Digest] = at
 			}
 			bad = cmp.Or(bad, err)
 		})
@@ -418,8 +450,8 @@ func (s *Store) Prove(refs []Ref) error {
 	if err := s.syncProven(dirs); err != nil {
 		return err
 	}
-	for _, d := range unpacked { // and not before
-		s.unproven.drop(d)
+	for d, at := range unpacked { // and not before
+		s.unproven.dropAt(d, at)
 	}
 	return cmp.Or(bad, s.removeEmptied())
 }
@@ -427,7 +459,7 @@ func (s *Store) Prove(refs []Ref) error {
 // proveOne gives a blob that is at a place its name. It is not durable yet.
 func (s *Store) proveOne(r Ref, at place) error {
 	if at.pack != nil {
-		if !s.HasUnproven(r) || s.intact(r, false) {
+		if s.intact(r, false) { // it came another way meanwhile, or another one was faster
 			return nil
 		}
 		err := s.unpack(r, at)
@@ -438,8 +470,11 @@ func (s *Store) proveOne(r Ref, at place) error {
 	}
 	s.renaming.Lock()
 	defer s.renaming.Unlock()
-	if !s.HasUnproven(r) { // another one was faster
+	if now, ok := s.unproven.at(r); !ok || now != at { // another one was faster
 		return nil
+	}
+	if !s.HasUnproven(r) {
+		return fmt.Errorf("prove %v: it is not where it was: %w", r, ErrUnavailable)
 	}
 	if s.intact(r, false) { // it came another way meanwhile, through all checks
 		return s.removeUnproven(r.Digest)
@@ -490,16 +525,20 @@ func (s *Store) syncProven(dirs map[string]bool) error {
 func (s *Store) Disprove(r Ref, reason string) error {
 	s.renaming.Lock()
 	defer s.renaming.Unlock()
-	if !s.HasUnproven(r) {
+	at, ok := s.unproven.at(r)
+	if !ok {
 		return s.Err()
 	}
-	at, _ := s.unproven.at(r)
-	s.unproven.drop(r.Digest)
-	if err := s.Err(); err != nil {
-		return err
+	if !s.HasUnproven(r) { // its file is not what it was
+		s.unproven.drop(r.Digest)
+		return s.Err()
 	}
 	if at.pack != nil {
 		return s.disprovePacked(r, at, reason)
+	}
+	s.unproven.drop(r.Digest)
+	if err := s.Err(); err != nil {
+		return err
 	}
 	if r.Size > s.quarantine.maxBytes {
 		return s.removeUnproven(r.Digest)
@@ -517,6 +556,7 @@ func (s *Store) Disprove(r Ref, reason string) error {
 // disprovePacked is Disprove for what was in a pack.
 func (s *Store) disprovePacked(r Ref, at place, reason string) error {
 	d, err := s.draftOf(r, at)
+	s.unproven.drop(r.Digest) // and not before: the pack may go then
 	if err == nil {
 		err = d.Quarantine(reason)
 	}
@@ -524,13 +564,11 @@ func (s *Store) disprovePacked(r Ref, at place, reason string) error {
 }
 
 // removeEmptied removes packs of which nothing is left to be proven. That they come back after a power cut does no harm.
-func (s *Store) removeEmptied() error {
-	for _, name := range s.unproven.emptied() {
-		if err := s.removeFile(name); err != nil {
-			return err
-		}
+func (s *Store) removeEmptied() (bad error) {
+	for _, name := range s.unproven.emptied() { // one that stays until the next start keeps none of the others
+		bad = cmp.Or(bad, s.removeFile(name))
 	}
-	return nil
+	return bad
 }
 
 // DropUnproven removes the bytes of d from what is unproven: nothing names them any more, or they have rotted. They do not count as
