@@ -187,7 +187,8 @@ type Mirror struct {
 	admits    chan struct{} // slots of blobs that come from peers
 	asks      chan struct{} // slots of questions to peers
 	pulls     chan struct{} // slots of pulls for clients
-	relays    chan struct{} // slots of pulls for other nodes that nobody waits for
+	relayed   chan struct{} // slots of pulls for other nodes; apart from pulls, which wait for other nodes: two would wait for each other
+	relays    chan struct{} // the same for those that nobody waits for
 	relaying  sync.Map      // keys of the flights of Relay that have their slot
 	passing   chan struct{} // slot of what is sent and not kept
 	clients   atomic.Int64  // pulls for clients under way; those of Follow give way
@@ -257,6 +258,7 @@ func New(c Config) (*Mirror, error) {
 		admits:    make(chan struct{}, c.MaxZipFetches),
 		asks:      make(chan struct{}, c.MaxQueue),
 		pulls:     make(chan struct{}, c.MaxZipFetches),
+		relayed:   make(chan struct{}, c.MaxZipFetches),
 		relays:    make(chan struct{}, c.MaxZipFetches),
 		pullLimit: newLimit(c.PullLimit),
 		indexes:   make(chan struct{}, maxIndexes),

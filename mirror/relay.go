@@ -143,7 +143,7 @@ func (m *Mirror) Relay(ctx context.Context, w Want, wait time.Duration) (Relayin
 		return RelayQueued, err
 	}
 	w.Relayed = true
-	key, budget, slots := "relay ", m.config.ZipBudget, m.pulls
+	key, budget, slots := "relay ", m.config.ZipBudget, m.relayed
 	if w.Background != nil { // those that nobody waits for stand in nobody's way
 		key, budget, slots = "relay in the background ", relayBudget+time.Duration(w.Ref.Size/followSlowest)*time.Second, m.relays
 	}

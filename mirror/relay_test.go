@@ -70,8 +70,8 @@ func TestRelayQueued(t *testing.T) {
 	n.lose(n.zipRef())
 	stall := make(chan struct{})
 	c.set(func() { c.tamper = func(_ int, body io.Reader) io.Reader { <-stall; return body } })
-	for range cap(n.pulls) {
-		n.pulls <- struct{}{}
+	for range cap(n.relayed) {
+		n.relayed <- struct{}{}
 	}
 	relay := func(wait time.Duration) Relaying {
 		t.Helper()
@@ -86,8 +86,8 @@ func TestRelayQueued(t *testing.T) {
 			t.Errorf("while others are pulled: %v", how)
 		}
 	}
-	for range cap(n.pulls) {
-		<-n.pulls
+	for range cap(n.relayed) {
+		<-n.relayed
 	}
 	for end := time.Now().Add(time.Minute); relay(time.Millisecond) != RelayUnderWay; {
 		if time.Now().After(end) {
@@ -97,6 +97,23 @@ func TestRelayQueued(t *testing.T) {
 	close(stall)
 	if how := relay(time.Minute); how != RelayHere {
 		t.Errorf("at the end: %v", how)
+	}
+}
+
+// Pulls for clients, which may all wait for other nodes as their relays, keep no other node waiting that waits for this one in turn.
+func TestRelaysWaitForNoPulls(t *testing.T) {
+	c := newCluster(t, 3)
+	n := c.nodes[2]
+	c.nodes[0].want(zipPath, 200, "PK")
+	n.lose(n.zipRef())
+	for range cap(n.pulls) {
+		n.pulls <- struct{}{}
+	}
+	if how, err := n.Relay(t.Context(), wantZip(n), 10*time.Second); how != RelayHere || err != nil {
+		t.Errorf("Relay = %v, %v", how, err)
+	}
+	for range cap(n.pulls) {
+		<-n.pulls
 	}
 }
 
