@@ -194,18 +194,30 @@ func readPack(r io.ReaderAt, size int64) (in []packed) {
 	return in
 }
 
-// openPacked returns the bytes of r, which are in a pack, in a file in memory. They have their digest, or the error matches
-// [ErrDamaged].
+// openPacked returns the bytes of r, which are in a pack, in a file in memory, where the system has these. They have their
+// digest, or the error matches [ErrDamaged].
 func (s *Store) openPacked(ctx context.Context, r Ref, at place) (*os.File, error) {
 	b, err := s.unpacked(ctx, r, at)
 	if err != nil {
 		return nil, err
 	}
-	f, err := memoryFile(b)
-	if err != nil {
-		return nil, fmt.Errorf("open %v: %v: %w", r, err, ErrUnavailable)
+	f, err := s.memoryFile(b)
+	if err != nil { // another system than the one that made the pack
+		return s.openAlone(ctx, r, at)
 	}
 	return f, nil
+}
+
+// openAlone gives r, which is in a pack, a file of its own, unproven, and opens that.
+func (s *Store) openAlone(ctx context.Context, r Ref, at place) (*os.File, error) {
+	d, err := s.draftOf(r, at)
+	if err == nil {
+		err = s.Keep([]*Draft{d})[0]
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.openAt(ctx, r, place{size: r.Size})
 }
 
 // unpacked returns the bytes of r, which are in a pack.

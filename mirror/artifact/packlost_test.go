@@ -58,3 +58,37 @@ func TestProveOfWhatIsCutOff(t *testing.T) {
 		t.Errorf("%d blobs of %d bytes are left, in %v", n, size, packs(t, dir))
 	}
 }
+
+// A pack that came from another system, such as one that has files in memory, is proven all the same.
+func TestPackWithoutMemoryFiles(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p, refs := packOf(t, s, 3)
+	if err := p.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	s.memoryFile = func([]byte) (*os.File, error) { return nil, errors.ErrUnsupported }
+	for i, r := range refs {
+		f, err := s.OpenUnproven(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(f.Name())
+		if f.Close(); err != nil || RefOf(b) != r || s.Has(r) || !s.HasUnproven(r) {
+			t.Errorf("blob %d: %d bytes, %v", i, len(b), err)
+		}
+	}
+	if n, _ := s.Unproven(); n != len(refs) {
+		t.Errorf("%d are unproven", n)
+	}
+	if err := s.Prove(refs); err != nil || !s.Has(refs[0]) || !s.Has(refs[2]) {
+		t.Errorf("Prove = %v", err)
+	}
+	if n, size := s.Unproven(); n != 0 || size != 0 || len(packs(t, dir)) != 0 {
+		t.Errorf("%d blobs of %d bytes are left, in %v", n, size, packs(t, dir))
+	}
+}

@@ -70,6 +70,8 @@ type Store struct {
 	flushes  chan struct{} // slots of Flush
 	restored atomic.Int64  // blobs that came back from the trash
 
+	memoryFile func(b []byte) (*os.File, error) // memoryFile, but for tests
+
 	hung    time.Duration // Hung, but for tests
 	writing context.Context
 	stop    context.CancelCauseFunc // ends writing
@@ -145,6 +147,7 @@ func newStore(dir string, root *os.Root, disk Disk) *Store {
 	s.disk = watchedDisk{disk, s}
 	s.writing, s.stop = context.WithCancelCause(context.Background())
 	s.reserved.of = map[Digest]*reservation{}
+	s.memoryFile = memoryFile
 	s.flushes = make(chan struct{}, keepSyncs)
 	s.unproven.places, s.unproven.passed = map[Digest]place{}, map[Digest]bool{}
 	s.verified = verified{blobs: map[Digest]fileID{}, reads: map[Digest]*reading{}, max: maxVerified}
