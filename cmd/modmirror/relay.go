@@ -320,6 +320,9 @@ func (n *node) handleRelay(r *http.Request) (any, error) {
 	if a == nil {
 		return nil, fmt.Errorf("%v is not here and not on its way: %w", w.Ref, fs.ErrNotExist)
 	}
+	if !q.Background {
+		a.background.Hurry()
+	}
 	hold := time.NewTimer(relayHold)
 	defer hold.Stop()
 	select {

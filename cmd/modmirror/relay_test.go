@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -275,6 +277,35 @@ func TestFetchWaitsForWhatArrives(t *testing.T) {
 	}})
 	from, err := g.fetch(g.want, route{siblings: []peer.Member{s}, far: []peer.Member{g.node("F", "there", other{has: yes})}})
 	g.check("it arrives there", from, err, "ARRIVING", "GET ARRIVING", "ask ARRIVING", "GET ARRIVING")
+}
+
+// What another node waits for because somebody waits for it there is not held up here either, also if it only asks whether it comes.
+func TestWhoeverWaitsHurriesWhatArrives(t *testing.T) {
+	for _, background := range []bool{true, false} {
+		g := newRelayRig(t)
+		b := mirror.NewBackground()
+		a, _ := g.n.arrivals.begin(g.want.Ref.Digest, b)
+		q, err := json.Marshal(relayRequest{Digest: g.want.Ref.Digest.String(), Size: g.want.Ref.Size, Background: background})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // whoever asks does not wait for the answer
+		if answer, err := g.n.handleRelay(httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/relay", bytes.NewReader(q))); err != nil || answer != (relayAnswer{}) {
+			t.Errorf("%+v, %v", answer, err)
+		}
+		select {
+		case <-b.Hurried():
+			if background {
+				t.Error("what nobody waits for is hurried")
+			}
+		default:
+			if !background {
+				t.Error("what somebody waits for is not hurried")
+			}
+		}
+		a.end()
+	}
 }
 
 // Of two pulls of a blob out of another zone one joins the other, which then has somebody who waits for it.
