@@ -155,6 +155,9 @@ func (p *Pack) Discard() {
 // those that are, which that process may not have made durable.
 func (s *Store) loadPack(name string, dirs map[string]bool) error {
 	f, err := s.root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) { // a mirror that runs has proven the last of it
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -92,3 +92,28 @@ func TestPackWithoutMemoryFiles(t *testing.T) {
 		t.Errorf("%d blobs of %d bytes are left, in %v", n, size, packs(t, dir))
 	}
 }
+
+// Who only looks at the directory of a mirror that runs may be told of a pack that is gone when it is opened.
+func TestPackGoesMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p, refs := packOf(t, s, 2)
+	if err := p.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("gone", dir+"/"+unprovenDir+"/a"+packSuffix); err != nil { // as a file that goes at that moment
+		t.Fatal(err)
+	}
+	again, err := OpenStoreReadOnly(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if n, _ := again.Unproven(); n != len(refs) || !again.HasUnproven(refs[0]) {
+		t.Errorf("%d are unproven", n)
+	}
+}
