@@ -247,12 +247,19 @@ func (s *Store) OpenUnproven(ctx context.Context, r Ref) (*os.File, error) {
 	return f, err
 }
 
-// goneFrom reports whether r is not where it is said to be. What is proven is not said to be there.
+// goneFrom reports whether r is not where it is said to be, and is not proven.
 func (s *Store) goneFrom(r Ref, at place) bool {
 	s.renaming.Lock()
 	defer s.renaming.Unlock()
 	now, ok := s.unproven.at(r)
-	return ok && now == at && !s.HasUnproven(r)
+	switch {
+	case !ok || now != at || s.HasUnproven(r):
+		return false
+	case s.Has(r): // it came twice, and was proven in between
+		s.unproven.drop(r.Digest)
+		return false
+	}
+	return true
 }
 
 // openAt is OpenUnproven for what is at a place.
@@ -473,11 +480,11 @@ func (s *Store) proveOne(r Ref, at place) error {
 	if now, ok := s.unproven.at(r); !ok || now != at { // another one was faster
 		return nil
 	}
-	if !s.HasUnproven(r) {
-		return fmt.Errorf("prove %v: it is not where it was: %w", r, ErrUnavailable)
-	}
 	if s.intact(r, false) { // it came another way meanwhile, through all checks
 		return s.removeUnproven(r.Digest)
+	}
+	if !s.HasUnproven(r) {
+		return fmt.Errorf("prove %v: it is not where it was: %w", r, ErrUnavailable)
 	}
 	err := s.watch("rename a file", func() error {
 		if err := fault.Error(fault.ProvenRename); err != nil {
