@@ -3,7 +3,9 @@ package artifact
 import (
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"sync"
 	"testing"
 )
 
@@ -115,5 +117,81 @@ func TestPackGoesMeanwhile(t *testing.T) {
 	defer again.Close()
 	if n, _ := again.Unproven(); n != len(refs) || !again.HasUnproven(refs[0]) {
 		t.Errorf("%d are unproven", n)
+	}
+}
+
+// Blobs that come, in packs and alone, are proven, disproved and dropped at the same time, in any order, end no writing, and none
+// counts for ever.
+func TestUnprovenAtTheSameTime(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var refs []Ref
+	for i := range 12 {
+		refs = append(refs, RefOf(smallBlob(i)))
+	}
+	pack := func() error {
+		p := s.NewPack()
+		for _, i := range rand.Perm(len(refs))[:3] {
+			if err := p.Add(refs[i], smallBlob(i)); err != nil {
+				return err
+			}
+		}
+		return p.Keep()
+	}
+	alone := func(i int) error {
+		d, err := s.Create(refs[i].Size)
+		if err == nil {
+			_, err = d.Write(smallBlob(i))
+		}
+		if err != nil {
+			return err
+		}
+		return s.Keep([]*Draft{d})[0]
+	}
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			for range 100 {
+				i := rand.IntN(len(refs))
+				r := refs[i]
+				errs := map[string]error{}
+				switch rand.IntN(6) {
+				case 0:
+					errs["a pack"] = pack()
+				case 1:
+					errs["alone"] = alone(i)
+				case 2:
+					if err := s.Prove([]Ref{r, refs[0]}); s.Err() != nil {
+						errs["Prove"] = err
+					}
+				case 3:
+					errs["DropUnproven"] = s.DropUnproven(r.Digest)
+				case 4:
+					if f, err := s.OpenUnproven(t.Context(), r); err == nil {
+						f.Close()
+					}
+				case 5:
+					errs["Disprove"], errs["Remove"] = s.Disprove(r, "another h1"), s.Remove(r.Digest)
+				}
+				for what, err := range errs {
+					if err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	for _, r := range refs {
+		if err := s.DropUnproven(r.Digest); err != nil {
+			t.Error(err)
+		}
+	}
+	if n, size := s.Unproven(); n != 0 || size != 0 || len(packs(t, dir)) != 0 {
+		t.Errorf("%d blobs of %d bytes are left, in %v", n, size, packs(t, dir))
 	}
 }
