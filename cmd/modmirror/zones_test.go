@@ -512,7 +512,7 @@ func TestRelayMakesRoom(t *testing.T) {
 	limit := func(n *simNode) { n.extra = append(n.extra, "--wan-limit", "64KiB") }
 	inZones(t, 2, limit, func(z *zones) {
 		c1 := z.named("c1").serving().n
-		mods := z.add("m", 10, 500_000)
+		mods := z.add("m", 14, 400_000) // so many that c1 is the relay of some, and too few to be pulled in bulk
 		busy, quiet := make(chan struct{}), make(chan struct{})
 		go func() { // clients at c1
 			defer close(quiet)
@@ -531,10 +531,11 @@ func TestRelayMakesRoom(t *testing.T) {
 			z.get(z.named("a1"), artifactPath(m, artifact.Zip))
 		}
 		z.net.heal()
-		time.Sleep(4 * time.Minute)
+		time.Sleep(30 * time.Second) // in which a tenth of the limit is less than one of them
 		if c1.arrivals.count() == 0 {
 			t.Error("nothing stands still at c1")
 		}
+		time.Sleep(4 * time.Minute)
 		close(busy)
 		<-quiet
 		if !z.becomesWhole(2 * time.Minute) {
