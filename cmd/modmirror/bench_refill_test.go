@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -182,4 +183,28 @@ func (b *refillBench) gone(path string) {
 	if err := os.RemoveAll(path); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+func blobFilesOf(n *clusterNode) string { return filepath.Join(n.dir, "blobs") }
+
+// tally is how much there is in a directory.
+type tally struct {
+	files int
+	bytes int64
+}
+
+func filesBelow(dir string) (n tally, err error) {
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		n.files++
+		n.bytes += info.Size()
+		return nil
+	})
+	return n, err
 }

@@ -28,7 +28,7 @@ func TestBenchCluster(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"reads", b.clusterReads}, {"killed", b.clusterKilled}, {"cold", b.clusterCold}, {"refill", b.clusterRefill},
+		{"reads", b.clusterReads}, {"killed", b.clusterKilled}, {"cold", b.clusterCold},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			if err := corpus(); err != nil {
