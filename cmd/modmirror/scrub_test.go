@@ -209,9 +209,7 @@ func TestScrubIsOff(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	p := s.start("--scrub-every", "0")
-	if !strings.Contains(p.output(), "--scrub-every 0") {
-		t.Errorf("no warning:\n%s", p.output())
-	}
+	soon(t, "the warning", func() bool { return strings.Contains(p.output(), "--scrub-every 0") })
 	if out, _ := s.command("status", "--server", p.url); !strings.Contains(out, "only on request") {
 		t.Errorf("status:\n%s", out)
 	}
