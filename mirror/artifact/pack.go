@@ -152,19 +152,17 @@ func (p *Pack) Discard() {
 }
 
 // loadPack finds what is in a pack that an earlier process left, and is not among the blobs. With that it knows the directories of
-// those that are, which that process may not have made durable.
-func (s *Store) loadPack(name string, dirs map[string]bool) error {
+// those that are, which that process may not have made durable. A pack that cannot be opened has nothing, as a blob that cannot is
+// not here: it is damaged, or a mirror that runs has just proven the last of it.
+func (s *Store) loadPack(name string, dirs map[string]bool) {
 	f, err := s.root.Open(name)
-	if errors.Is(err, fs.ErrNotExist) { // a mirror that runs has proven the last of it
-		return nil
-	}
 	if err != nil {
-		return err
+		return
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil || !fi.Mode().IsRegular() {
-		return err
+		return
 	}
 	in := readPack(f, fi.Size())
 	left := in[:0]
@@ -176,7 +174,6 @@ func (s *Store) loadPack(name string, dirs map[string]bool) error {
 		}
 	}
 	s.unproven.addPack(name, left)
-	return nil
 }
 
 // readPack returns what is in a pack of size bytes, as far as it can be read.

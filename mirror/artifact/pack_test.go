@@ -28,6 +28,22 @@ func packOf(t *testing.T, s *Store, count int) (p *Pack, refs []Ref) {
 	return p, refs
 }
 
+// keptPack returns a store that has a pack.
+func keptPack(t *testing.T, count int) (dir string, s *Store, refs []Ref) {
+	t.Helper()
+	dir = t.TempDir()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	p, refs := packOf(t, s, count)
+	if err := p.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	return dir, s, refs
+}
+
 // packs returns the files of packs in a data directory.
 func packs(t *testing.T, dir string) []string {
 	t.Helper()
@@ -41,21 +57,14 @@ func packs(t *testing.T, dir string) []string {
 // What is in a pack is here, and is nothing that may be served, until it is proven; also for the next process. The pack goes with the
 // last of them.
 func TestPack(t *testing.T) {
-	dir := t.TempDir()
-	s, err := OpenStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, refs := packOf(t, s, 9)
-	if err := p.Keep(); err != nil {
-		t.Fatal(err)
-	}
+	dir, s, refs := keptPack(t, 9)
 	reopen := func() {
 		t.Helper()
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
+		err := s.Close()
+		if err == nil {
+			s, err = OpenStore(dir)
 		}
-		if s, err = OpenStore(dir); err != nil {
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,21 +124,14 @@ func TestPack(t *testing.T) {
 // A pack of which all is among the blobs, which its process had no time to remove, goes when the store is opened, after the names of the
 // blobs are durable.
 func TestPackIsOver(t *testing.T) {
-	dir := t.TempDir()
-	s, err := OpenStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, refs := packOf(t, s, 3)
-	if err := p.Keep(); err != nil {
-		t.Fatal(err)
-	}
+	dir, s, refs := keptPack(t, 3)
 	for i := range refs {
 		put(t, s, smallBlob(i))
 	}
 	s.Close()
 	synced := map[string]bool{}
-	if s, err = OpenStoreOn(dir, func(root *os.Root) Disk { return namesSynced{rootDisk{root}, synced} }); err != nil {
+	s, err := OpenStoreOn(dir, func(root *os.Root) Disk { return namesSynced{rootDisk{root}, synced} })
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
@@ -197,31 +199,8 @@ func TestPackSurvivesPower(t *testing.T) {
 			over = kept == nil && proved == nil && s.Err() == nil
 			d.cut(t, undo)
 			s.Close()
-			again, err := OpenStore(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i, r := range refs {
-				if kept == nil && !again.HasUnproven(r) && !again.Has(r) {
-					t.Errorf("power lost before step %d, undo %v: blob %d was kept, and is gone", budget, undo, i)
-				}
-				if over && !again.Has(r) {
-					t.Errorf("undo %v: blob %d was proven, and is not", undo, i)
-				}
-				if again.HasUnproven(r) {
-					if f, err := again.OpenUnproven(t.Context(), r); err != nil {
-						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
-					} else {
-						f.Close()
-					}
-				}
-				if again.Has(r) {
-					if err := again.Verify(t.Context(), r); err != nil {
-						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
-					}
-				}
-			}
-			again.Close()
+			wholeAfterPower(t, dir, fmt.Sprintf("power lost before step %d, undo %v", budget, undo), refs,
+				func(int) bool { return kept == nil }, func(int) bool { return over })
 		}
 	}
 }
@@ -323,16 +302,7 @@ func rotPack(t *testing.T, file string, data []byte) {
 
 // Bytes that rotted in a pack are not proven, those that are no zip of the module go into quarantine, and the pack goes with the last.
 func TestPackDisproved(t *testing.T) {
-	dir := t.TempDir()
-	s, err := OpenStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	p, refs := packOf(t, s, 3)
-	if err := p.Keep(); err != nil {
-		t.Fatal(err)
-	}
+	dir, s, refs := keptPack(t, 3)
 	rotPack(t, packs(t, dir)[0], smallBlob(1))
 	if _, err := s.OpenUnproven(t.Context(), refs[1]); !errors.Is(err, ErrDamaged) {
 		t.Errorf("OpenUnproven of rotten bytes: %v", err)
@@ -364,15 +334,7 @@ func TestPackIsDamaged(t *testing.T) {
 		"a size of nothing": func(b []byte) []byte { b[len(b)-len(smallBlob(2))-1] = 0xff; return b },
 		"another size":      func(b []byte) []byte { b[len(b)-len(smallBlob(2))-8] = 0xff; return b },
 	} {
-		dir := t.TempDir()
-		s, err := OpenStore(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, refs := packOf(t, s, 3)
-		if err := p.Keep(); err != nil {
-			t.Fatal(err)
-		}
+		dir, s, refs := keptPack(t, 3)
 		s.Close()
 		file := packs(t, dir)[0]
 		b, err := os.ReadFile(file)

@@ -63,16 +63,7 @@ func TestProveOfWhatIsCutOff(t *testing.T) {
 
 // A pack that came from another system, such as one that has files in memory, is proven all the same.
 func TestPackWithoutMemoryFiles(t *testing.T) {
-	dir := t.TempDir()
-	s, err := OpenStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	p, refs := packOf(t, s, 3)
-	if err := p.Keep(); err != nil {
-		t.Fatal(err)
-	}
+	dir, s, refs := keptPack(t, 3)
 	s.memoryFile = func([]byte) (*os.File, error) { return nil, errors.ErrUnsupported }
 	for i, r := range refs {
 		f, err := s.OpenUnproven(t.Context(), r)
@@ -95,29 +86,28 @@ func TestPackWithoutMemoryFiles(t *testing.T) {
 	}
 }
 
-// Who only looks at the directory of a mirror that runs may be told of a pack that is gone when it is opened.
-func TestPackGoesMeanwhile(t *testing.T) {
-	dir := t.TempDir()
-	s, err := OpenStore(dir)
-	if err != nil {
-		t.Fatal(err)
+// A pack that cannot be opened, or is gone when it is, as one of a mirror that runs may be for who only looks, keeps nothing else from
+// being here.
+func TestPackCannotBeOpened(t *testing.T) {
+	dir, s, refs := keptPack(t, 2)
+	for name, to := range map[string]string{"a": "gone", "b": "/etc/passwd", "c": "."} {
+		if err := os.Symlink(to, dir+"/"+unprovenDir+"/"+name+packSuffix); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer s.Close()
-	p, refs := packOf(t, s, 2)
-	if err := p.Keep(); err != nil {
-		t.Fatal(err)
+	look := func(again *Store, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer again.Close()
+		if n, _ := again.Unproven(); n != len(refs) || !again.HasUnproven(refs[0]) {
+			t.Errorf("%d are unproven", n)
+		}
 	}
-	if err := os.Symlink("gone", dir+"/"+unprovenDir+"/a"+packSuffix); err != nil { // as a file that goes at that moment
-		t.Fatal(err)
-	}
-	again, err := OpenStoreReadOnly(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	if n, _ := again.Unproven(); n != len(refs) || !again.HasUnproven(refs[0]) {
-		t.Errorf("%d are unproven", n)
-	}
+	look(OpenStoreReadOnly(dir))
+	s.Close()
+	look(OpenStore(dir))
 }
 
 // Blobs that come, in packs and alone, are proven, disproved and dropped at the same time, in any order, end no writing, and none

@@ -172,32 +172,38 @@ func TestKeepSurvivesPower(t *testing.T) {
 			over = errors.Join(errs...) == nil && proved == nil
 			d.cut(t, undo)
 			s.Close()
-			again, err := OpenStore(dir)
-			if err != nil {
-				t.Fatal(err)
+			kept := func(i int) bool { return errs[i] == nil }
+			wholeAfterPower(t, dir, fmt.Sprintf("power lost before step %d, undo %v", budget, undo), refs, kept, func(i int) bool { return over && i < 2 })
+		}
+	}
+}
+
+// wholeAfterPower opens a store that lost its power: what was kept is here, what was proven is proven, and what is here is whole.
+func wholeAfterPower(t *testing.T, dir, when string, refs []Ref, kept, proven func(i int) bool) {
+	t.Helper()
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i, r := range refs {
+		if kept(i) && !s.HasUnproven(r) && !s.Has(r) {
+			t.Errorf("%s: blob %d was kept, and is gone", when, i)
+		}
+		if proven(i) && !s.Has(r) {
+			t.Errorf("%s: blob %d was proven, and is not", when, i)
+		}
+		if s.HasUnproven(r) {
+			if f, err := s.OpenUnproven(t.Context(), r); err != nil {
+				t.Errorf("%s: %v", when, err)
+			} else {
+				f.Close()
 			}
-			for i, r := range refs {
-				here := again.HasUnproven(r) || again.Has(r)
-				if errs[i] == nil && !here {
-					t.Errorf("power lost before step %d, undo %v: blob %d was kept, and is gone", budget, undo, i)
-				}
-				if over && i < 2 && !again.Has(r) {
-					t.Errorf("undo %v: blob %d was proven, and is not", undo, i)
-				}
-				if again.HasUnproven(r) {
-					if f, err := again.OpenUnproven(t.Context(), r); err != nil {
-						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
-					} else {
-						f.Close()
-					}
-				}
-				if again.Has(r) {
-					if err := again.Verify(t.Context(), r); err != nil {
-						t.Errorf("power lost before step %d, undo %v: %v", budget, undo, err)
-					}
-				}
+		}
+		if s.Has(r) {
+			if err := s.Verify(t.Context(), r); err != nil {
+				t.Errorf("%s: %v", when, err)
 			}
-			again.Close()
 		}
 	}
 }
