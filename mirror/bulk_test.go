@@ -596,6 +596,13 @@ func TestBulkProvenMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+	next++
+	if man, err = n.index.Manifest(t.Context(), module.Version{Path: "example.com/m2", Version: "v1.0.0"}); err == nil {
+		err = n.intact(t.Context(), man, artifact.Zip)
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // A blob is proven also when the change that named it was followed by a later one of the same version meanwhile.

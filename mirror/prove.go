@@ -349,13 +349,16 @@ func (m *Mirror) open(ctx context.Context, ref artifact.Ref, prove func() error)
 func (m *Mirror) intact(ctx context.Context, man artifact.Manifest, k artifact.Kind) error {
 	ref := man.Ref(k)
 	err := m.config.Store.DurableIntact(ctx, ref)
-	if !errors.Is(err, fs.ErrNotExist) || !m.config.Store.HasUnproven(ref) {
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := m.prove(ctx, man, k); err != nil {
-		return err
+	m.reached("absent")
+	if m.config.Store.HasUnproven(ref) {
+		if err := m.prove(ctx, man, k); err != nil {
+			return err
+		}
 	}
-	return m.config.Store.DurableIntact(ctx, ref)
+	return m.config.Store.DurableIntact(ctx, ref) // also if it has got its place since the first look
 }
 
 // proveUnnamed is prove for who knows only the bytes' name.

@@ -6,9 +6,10 @@ import (
 )
 
 // How far behind a node is. What the leader's catalog holds is all that was committed a lease ago, if it is in office: one that is cut
-// off does not notice any sooner that there is another. So what it said last, and a lease before it was asked for that, is a mark: a node that holds as much is complete through that time, whatever its own clock says and
-// whether it is heard of now. A node that holds less is complete through the moment before the first change that it lacks was
-// committed, which this node's own catalog knows, if it goes that far.
+// off does not notice any sooner that there is another. So what it said last, and a lease before it was asked for that, is a mark: a
+// node that holds as much is complete through that time, whatever its own clock says and whether it is heard of now. A node that holds
+// less is complete through the moment before the first change that it lacks was committed, which this node's own catalog knows, if it
+// goes that far.
 
 // mark says that all that was committed until a time is in so many leaves. The zero mark says nothing.
 type mark struct {

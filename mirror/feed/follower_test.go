@@ -365,12 +365,9 @@ func TestNothingCanBeHad(t *testing.T) {
 		}
 		p.set(func() { p.down = nil })
 		p.await("all here", p.allHeld)
-		time.Sleep(time.Minute)
-		if gauge(t, reg, "modmirror_feed_failing") != 0 {
-			t.Error("the metric says that it fails when all is here")
-		}
+		p.await("a metric that says so", func() bool { return gauge(t, reg, "modmirror_feed_failing") == 0 })
 		p.set(func() { p.down = errors.New("connection refused") })
-		time.Sleep(time.Minute)
+		p.await("a metric of a source that is down again", func() bool { return gauge(t, reg, "modmirror_feed_failing") == 1 })
 		stop()
 		if gauge(t, reg, "modmirror_feed_failing") != 0 {
 			t.Error("the metric says that it fails of a node that does not follow")
